@@ -1,0 +1,9 @@
+"""Settings that every test shares."""
+
+import os
+
+from hypothesis import settings
+
+# No deadlines: two busy cores make any of them flaky. In CI the examples are the same each run, so a merge fails for its own reasons.
+settings.register_profile("sash", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
+settings.load_profile("sash")
