@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,9 +29,10 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def default_loss(outputs: Any) -> Tensor:
-    """The means of all floating outputs that need a gradient, summed."""
-    means = [tensor.mean() for tensor in tensors_in(outputs) if tensor.is_floating_point() and tensor.requires_grad]
-    return torch.stack(means).sum() if len(means) > 1 else means[0]
+    """The means of all floating outputs, summed; an output that is returned twice counts once."""
+    found = {id(tensor): tensor for tensor in tensors_in(outputs) if tensor.is_floating_point()}
+    means = [tensor.mean() for tensor in found.values()]
+    return functools.reduce(torch.add, means)
 
 
 def static_tensors(model: nn.Module, inputs: Inputs, optimizer: optim.Optimizer | None) -> Iterator[Tensor]:
@@ -52,8 +54,8 @@ def make_step(row: Row, model: nn.Module, inputs: Inputs) -> tuple[Callable[[], 
     """A function that runs one step, and the optimizer it steps (None in inference).
 
     A training step is `row.accumulate` times forward, loss and backward, then `optimizer.step()` and `zero_grad(set_to_none=True)`.
-    Outputs are dropped once the loss is computed; in inference they live until the step ends. Forward and loss run under autocast,
-    backward does not.
+    Outputs live until the step ends, as in a training loop that names them. Forward and loss run under autocast, backward does not.
+    With micro-batches the loss is divided by their number.
     """
     optimizer = row.optimizer(p for p in model.parameters() if p.requires_grad) if row.train and row.optimizer else None
 
@@ -69,9 +71,14 @@ def make_step(row: Row, model: nn.Module, inputs: Inputs) -> tuple[Callable[[], 
 
     def train() -> None:
         for _ in range(row.accumulate):
+            outputs = None
             with precision():
-                loss = default_loss(forward())
+                outputs = forward()
+                loss = default_loss(outputs)
+                if row.accumulate > 1:
+                    loss = loss / row.accumulate
             loss.backward()
+            del loss
         if optimizer is not None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
