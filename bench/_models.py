@@ -84,8 +84,8 @@ class TCN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
-        for conv, mix in zip(self.convs, self.mixes, strict=True):
-            padded = F.pad(x, (2 * conv.dilation[0], 0))
+        for block, (conv, mix) in enumerate(zip(self.convs, self.mixes, strict=True)):
+            padded = F.pad(x, (2 * 2**block, 0))
             x = x + mix(self.dropout(F.gelu(conv(padded))))
         return self.head(x)
 

@@ -35,7 +35,7 @@ def true_peak(row: Row) -> dict[str, float]:
     static = storage_bytes(static_tensors(model, inputs, optimizer))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
-    results = profiler.profiler.kineto_results  # pyright: ignore[reportOptionalMemberAccess]
+    results: Any = profiler.profiler and profiler.profiler.kineto_results
     events = [event for event in results.events() if event.name() == "[memory]"]
     level, peak = 0, 0
     for event in sorted(events, key=lambda event: event.start_ns()):

@@ -65,7 +65,7 @@ def tm(name: str, **arguments: Any) -> Callable[[], nn.Module]:
 
     def factory() -> nn.Module:
         import_torchvision()
-        import timm  # noqa: PLC0415
+        import timm
 
         return timm.create_model(name, pretrained=False, **arguments)
 
@@ -77,7 +77,7 @@ def hf(model: str, config: str, **arguments: Any) -> Callable[[], nn.Module]:
 
     def factory() -> nn.Module:
         import_torchvision()
-        import transformers  # noqa: PLC0415
+        import transformers
 
         return getattr(transformers, model)(getattr(transformers, config)(**arguments))
 
@@ -234,3 +234,8 @@ OWN = (
 
 WORKLOADS: dict[str, Row] = {row.name: row for row in (*CONVOLUTIONS, *TRANSFORMERS, *OWN)}
 """Every row, by name."""
+
+
+def build(name: str) -> nn.Module:
+    """The model of a row, for a process that is given its name only."""
+    return WORKLOADS[name].make()[0]
