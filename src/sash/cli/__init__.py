@@ -1,1 +1,27 @@
+"""The command line: one verb a file. `sash --help` lists them."""
 
+import typer
+
+from sash.cli._demo import demo
+from sash.cli._forecast import forecast
+from sash.cli._measure import measure
+from sash.cli._walk import walk
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="sash",
+    help="Forecast what a windowed workload costs before it runs, and measure it.\n\n"
+    "Exit codes: 0 done; 1 the measured run did not fit or died; 2 wrong use; 70 a fault of sash itself.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for verb in (walk, forecast, measure, demo):
+    app.command()(verb)
+
+
+def main() -> None:
+    """Entry point of the `sash` command."""
+    app()
