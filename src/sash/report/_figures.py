@@ -1,0 +1,118 @@
+"""The figures of a result, forecast beside measured, in the order and words that every form shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sash.cost import Category, Cost, Forecast, LayerCost, Measurement
+from sash.units import format_bytes, format_count
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One quantity, as forecast and as measured; None where that side has none."""
+
+    name: str
+    meaning: str
+    write: Callable[[float], str]
+    forecast: float | None
+    measured: float | None
+
+    @property
+    def error(self) -> float | None:
+        """(forecast - measured) / measured: positive where the forecast is above."""
+        if self.forecast is None or self.measured is None:
+            return None
+        if self.forecast == self.measured:
+            return 0.0
+        return (self.forecast - self.measured) / self.measured if self.measured else None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRow:
+    """One layer, as forecast and as measured."""
+
+    layer: LayerCost
+    measured_held_bytes: int | None
+
+
+def write_error(error: float | None) -> str:
+    """`"+0.3 %"`; empty where there is no error to state."""
+    return "" if error is None else "0 %" if error == 0 else f"{error:+,.1%}".replace("%", " %").replace("-", "−")
+
+
+def write_seconds(seconds: float) -> str:
+    """`"1.24 s"`, `"83 ms"`."""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.2f} ms"
+
+
+def write_share(share: float) -> str:
+    """`"12 %"`, and `"< 1 %"` for what is little but there."""
+    return "< 1 %" if 0 < share < 0.01 else f"{share:.0%}".replace("%", " %")
+
+
+def write_shapes(shapes: tuple[tuple[int, ...], ...]) -> str:
+    """`"8x64x112x112"`, several apart by a comma; a number alone is `"scalar"`."""
+    return ", ".join("x".join(map(str, shape)) or "scalar" for shape in shapes)
+
+
+def sides(cost: Cost, measured: Measurement | None) -> tuple[Forecast | None, Measurement | None]:
+    """The two columns of a report: a measurement on its own fills the second."""
+    if isinstance(cost, Measurement):
+        return None, cost
+    assert isinstance(cost, Forecast)
+    return cost, measured
+
+
+def figures(cost: Cost, measured: Measurement | None = None) -> tuple[Figure, ...]:
+    """The figures of one workload, the three peaks first."""
+    left, right = sides(cost, measured)
+
+    def both(name: str, meaning: str, write: Callable[[float], str], field: str) -> Figure:
+        return Figure(name, meaning, write, getattr(left, field, None), getattr(right, field, None))
+
+    rows = [
+        both("peak", "the allocator's highest level", format_bytes, "peak_bytes"),
+        _process(left, right),
+        both("static", "parameters, buffers, inputs and optimizer state", format_bytes, "static_bytes"),
+        both("first step", "peak of the very first step", format_bytes, "first_step_peak_bytes"),
+        both("parameters", "numbers that the model holds", format_count, "params"),
+        both("MACs forward", "multiply-accumulates (FLOPs / 2)", format_count, "macs"),
+        both("MACs backward", "multiply-accumulates (FLOPs / 2)", format_count, "macs_backward"),
+    ]
+    if left and left.first_step_peak_bytes == left.peak_bytes:
+        rows = [row for row in rows if row.name != "first step"]
+    return tuple(row for row in rows if row.forecast is not None or row.measured is not None) + _times(left, right)
+
+
+def layer_rows(cost: Cost, measured: Measurement | None = None) -> tuple[LayerRow, ...]:
+    """Every layer of a result in its own order, each beside the measured layer of the same path."""
+    left, right = sides(cost, measured)
+    held = {layer.path: layer.held_bytes for layer in right.layers} if right else {}
+    return tuple(LayerRow(layer, held.get(layer.path)) for layer in (left or cost).layers)
+
+
+def at_peak(cost: Cost) -> dict[Category, int]:
+    """Bytes of each category alive at the peak, categories in their own order, empty ones left out."""
+    found: dict[Category, int] = {}
+    for block in cost.timeline.alive(cost.timeline.peak_moment):
+        found[block.category] = found.get(block.category, 0) + block.bytes
+    return {category: found[category] for category in Category if found.get(category)}
+
+
+def _process(left: Forecast | None, right: Measurement | None) -> Figure:
+    measured = right.process_bytes if right else None
+    if left and right and right.allocator == "mapped":
+        return Figure("process, mapped", "growth of resident memory, every block mapped", format_bytes, left.mapped_bytes, measured)
+    meaning = "growth of resident memory; the forecast is a bound" if left else "growth of resident memory"
+    return Figure("process", meaning, format_bytes, left.process_bytes if left else None, measured)
+
+
+def _times(left: Forecast | None, right: Measurement | None) -> tuple[Figure, ...]:
+    found = []
+    if left:
+        found.append(Figure("time to forecast", "no step is run", write_seconds, left.forecast_s, None))
+    if right:
+        found.append(Figure("time of a step", "the median of those run", write_seconds, None, right.wall_s))
+    return tuple(found)

@@ -1,0 +1,99 @@
+"""One page that holds everything it needs: styles, script, data."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from sash.cost import Cost, Measurement
+from sash.errors import InputError, SashError
+from sash.report._series import series
+from sash.report._tables import Pair, head, model, overview, title
+
+_POINTS = 1000
+"""Points drawn of a timeline: more than a wide screen has columns for."""
+_LARGEST = 6
+"""Blocks listed at each point."""
+_LAYERS = 2000
+"""Rows of a page's layer tables, all together."""
+
+
+def to_html(cost: Cost, path: str | os.PathLike[str], measured: Measurement | None = None) -> None:
+    """Write one HTML page that opens offline: figures, memory timeline, layers, reasons; beside `measured` where it is given.
+
+    The page is about 5 MB, nearly all of it Plotly's script. It replaces `path` in one step, or not at all.
+    Raises `InputError` where `path` cannot be written, `SashError` where plotly is not installed.
+    """
+    compare_to_html([(cost, measured)], path)
+
+
+def compare_to_html(pairs: Sequence[Pair], path: str | os.PathLike[str]) -> None:
+    """Write one HTML page for several workloads, each with the measurement it is held against or None.
+
+    Two workloads get a column of ratios, second to first. Raises as `to_html`, and `InputError` where there is no pair.
+    """
+    if not pairs:
+        raise InputError("A report needs at least one forecast or measurement; none was given.")
+    _replace(Path(path), _page(pairs))
+
+
+def _page(pairs: Sequence[Pair]) -> str:
+    plotly, script = _plotly(), _asset("page.js")
+    several = len(pairs) > 1
+    data = [series(cost, measured.timeline if measured else None, _POINTS, _LARGEST) for cost, measured in pairs]
+    peaks = [one.peak_bytes for pair in pairs for one in pair if one]
+    sections = [head(pairs), overview(pairs)]
+    sections += [model(pair, index, several, _LAYERS // len(pairs)) for index, pair in enumerate(pairs)]
+    return Template(_asset("page.html")).substitute(
+        title=f"{escape(title(pairs))} – sash",
+        # Only these two scripts run, whatever a name in the model may hold; and the page can load nothing.
+        script_hashes=" ".join(_hash(one) for one in (plotly, script)),
+        style=_asset("page.css"),
+        body="\n".join(sections),
+        series=_embedded(
+            {"models": data, "measured_peaks": [measured and measured.peak_bytes for _, measured in pairs], "top": max(peaks)}
+        ),
+        plotly=plotly,
+        script=script,
+    )
+
+
+def _plotly() -> str:
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise SashError("An HTML report needs plotly, which is not installed: pip install 'sash[report]'.") from error
+    return get_plotlyjs()
+
+
+def _asset(name: str) -> str:
+    return files("sash.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _embedded(data: object) -> str:
+    # A script element ends at the first "</script" whatever its type, so no "<" may stand in the data.
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def _replace(path: Path, page: str) -> None:
+    # Not tempfile: its files are for their owner alone, and a report is made to be passed on.
+    part = path.parent / f".{path.name}.{os.getpid()}.part"
+    try:
+        # A lone surrogate in a module's name is no valid text: it is written as a character reference.
+        part.write_bytes(page.encode("utf-8", "xmlcharrefreplace"))
+        os.replace(part, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}. Give a file in a folder that exists.") from error
+    finally:
+        part.unlink(missing_ok=True)
