@@ -72,11 +72,8 @@ def parse_layer(text: str, number: int, column: int) -> Layer:
     word = word.lower()
     if word not in FORMS:
         near = get_close_matches(word, FORMS, 1, 0.5)
-        raise fail(
-            tokens[0][0],
-            at,
-            f"is no step; {f'{near[0]!r} is nearest, as in {FORMS[near[0]]!r}' if near else 'one of: ' + ', '.join(FORMS)}.",
-        )
+        nearest = f"{near[0]!r} is nearest, as in {FORMS[near[0]]!r}" if near else f"one of: {', '.join(FORMS)}"
+        raise fail(tokens[0][0], at, f"is no step; {nearest}.")
     takes = _TAKES.get(word, set())
     values: dict[str, object] = {}
     for token, at in tokens[1:]:

@@ -108,7 +108,7 @@ class Window:
             raise InputError(f"{self} then {second}: ceil and circular windows have no composite; Chain([first, second]) follows them.")
         span = self.span + self.stride * (second.span - 1)
         step = self.stride * second.dilation
-        if self.size == 1:
+        if self.size == 1 and second.size > 1:
             size, dilation = second.size, step
         elif second.size == 1 or (step % self.dilation == 0 and step <= self.dilation * self.size):
             size, dilation = (span - 1) // self.dilation + 1, self.dilation
