@@ -6,6 +6,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from itertools import accumulate
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import os
+
+    from rich.console import RenderableType
 
 
 class Category(StrEnum):
@@ -172,6 +178,22 @@ class Cost:
     notes: tuple[str, ...]
     """What to know before relying on it: assumptions, unknown kernels, a first step that peaks higher."""
 
+    def to_json(self) -> str:
+        """The result as JSON, which `sash.report.from_json` reads back without loss."""
+        from sash.report import to_json
+
+        return to_json(self)
+
+    def __str__(self) -> str:
+        from sash.report import plain_text
+
+        return plain_text(self)
+
+    def __rich__(self) -> RenderableType:
+        from sash.report import text
+
+        return text(self)
+
 
 @dataclass(frozen=True)
 class Forecast(Cost):
@@ -189,6 +211,12 @@ class Forecast(Cost):
         """Ranked sentences: what holds the peak, and why."""
         return self.reasons
 
+    def to_html(self, path: str | os.PathLike[str], measured: Measurement | None = None) -> None:
+        """Write one HTML page that opens offline, beside `measured` where it is given; see `sash.report.to_html`."""
+        from sash.report import to_html
+
+        to_html(self, path, measured)
+
 
 @dataclass(frozen=True)
 class Measurement(Cost):
@@ -198,3 +226,9 @@ class Measurement(Cost):
     """`default`, or `mapped`: every block of 64 KiB and more mapped on its own."""
     wall_s: float
     """Seconds of one step, without the profiler: the median of those run."""
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write one HTML page that opens offline; see `sash.report.to_html`."""
+        from sash.report import to_html
+
+        to_html(self, path)

@@ -214,10 +214,11 @@ def _layers(pair: Pair, name: str, index: int, limit: int) -> str:
         return ""
     kept = _largest(rows, limit)
     words = f"The {len(kept):,} largest of {len(rows):,} layers." if len(kept) < len(rows) else f"{len(rows):,} layers."
-    names = ["layer", "kind", "calls", "output", "parameters", "MACs forward", "MACs backward"]
     both = bool(left and right)
+    names = ["layer", "kind", "output", "calls"]
+    names += ["at peak"] if left else []
     names += ["held, forecast", "held, measured"] if both else ["held"]
-    names += ["highest in forward", "at peak"] if left else ["highest in forward"]
+    names += ["highest in forward", "parameters", "MACs forward", "MACs backward"]
     texts = {"layer", "kind", "output"}
     header = "".join(
         f"<th scope='col' aria-sort='{'ascending' if name == 'layer' else 'none'}'{'' if name in texts else ' class=number'}>"
@@ -247,25 +248,29 @@ def _largest(rows: tuple[LayerRow, ...], limit: int) -> list[tuple[int, LayerRow
 def _layer(place: int, row: LayerRow, both: bool, forecast: bool, top: int, name: str) -> str:
     layer = row.layer
     around, _, last = layer.path.rpartition(".")
-    path = f"<span class='around'>{escape(around)}.</span>{escape(last)}" if around else escape(last or name)
+    # A long path may break after its dots.
+    outer = escape(around).replace(".", ".<wbr>")
+    path = f"<span class='around'>{outer}.<wbr></span>{escape(last)}" if around else escape(last or name)
+    share = ""
+    if forecast:
+        words = format_bytes(layer.at_peak_bytes) if layer.at_peak_bytes else ""
+        style = f"--share:{100 * layer.at_peak_bytes / top:.1f}%"
+        share = f"<td class='number share' data-v='{layer.at_peak_bytes}' style='{style}'>{words}</td>"
     counts: Iterable[tuple[int | None, str]] = [
-        (layer.params, format_count(layer.params)),
-        (layer.macs, format_count(layer.macs)),
-        (layer.macs_backward, format_count(layer.macs_backward)),
         (layer.held_bytes, format_bytes(layer.held_bytes)),
         *([(row.measured_held_bytes, format_bytes(row.measured_held_bytes or 0))] if both else []),
         (layer.forward_peak_bytes, format_bytes(layer.forward_peak_bytes)),
+        (layer.params, format_count(layer.params)),
+        (layer.macs, format_count(layer.macs)),
+        (layer.macs_backward, format_count(layer.macs_backward)),
     ]
     numbers = "".join(
         f"<td class='number' data-v='{-1 if value is None else value}'>{words if value else ''}</td>" for value, words in counts
     )
-    if forecast:
-        share = f"<td class='number share' data-v='{layer.at_peak_bytes}' style='--share:{100 * layer.at_peak_bytes / top:.1f}%'>"
-        numbers += share + (format_bytes(layer.at_peak_bytes) if layer.at_peak_bytes else "") + "</td>"
     shapes = escape(write_shapes(layer.outputs))
     calls = f"<td class='number' data-v='{layer.calls}'>{layer.calls}</td>"
-    cells = f"<th scope='row' data-v='{place}'>{path}</th><td>{escape(layer.kind)}</td>{calls}<td class='shape'>{shapes}</td>{numbers}"
-    return f"<tr class='{'leaf' if layer.leaf else 'around'}'>{cells}</tr>"
+    head = f"<th scope='row' data-v='{place}'>{path}</th><td>{escape(layer.kind)}</td><td class='shape' title='{shapes}'>{shapes}</td>"
+    return f"<tr class='{'leaf' if layer.leaf else 'around'}'>{head}{calls}{share}{numbers}</tr>"
 
 
 def _scroll(label: str, table: str, kind: str = "") -> str:
