@@ -56,7 +56,7 @@ for name, cost in forecast.items():
 
 fig, axes = plt.subplots(1, 4, figsize=(13, 3.2), layout="constrained", sharey=True)
 columns = {
-    "parameters (thousands)": [cost.params / 1e3 for cost in forecast.values()],
+    "parameters (millions)": [cost.params / 1e6 for cost in forecast.values()],
     "MACs, forward (billions)": [cost.macs / 1e9 for cost in forecast.values()],
     "peak of a training step (MiB)": [cost.peak_bytes / 2**20 for cost in forecast.values()],
     "time of a training step (ms)": [cost.wall_s * 1e3 for cost in measured.values()],
