@@ -38,7 +38,7 @@ def summarise(rows: type_of_rows, scaling: dict[str, Any]) -> dict[str, Any]:
         "measured_against_truth": _spread(_measured_errors(rows)),
         "process_runs": len(slacks),
         "process_runs_above_forecast": sum(slack < 0 for slack in slacks),
-        "process_slack": _spread(slacks),
+        "process_slack": {**_spread(slacks), **({"median": statistics.median(slacks)} if slacks else {})},
         "mapped_runs": len(mapped),
         "mapped_error": _spread(mapped),
         "mapped_time_ratio": _spread(_time_ratios(rows)),
@@ -85,12 +85,15 @@ def print_summary(summary: dict[str, Any], made_on: dict[str, Any]) -> None:
     for part, aim in (("median", "≤ 0.3 %"), ("p95", "≤ 1.5 %"), ("worst", "≤ 3 %")):
         cells = [_percent(summary["peak_error"][who].get(part)) for who in PEAKS]
         table.add_row(f"allocator peak, absolute error, {part}", aim, *cells)
+    table.add_row("allocator peak, lowest … highest error", "", *(_range(summary["peak_error"][who]) for who in PEAKS))
     table.add_row("under by more than 0.5 %", "none", *(str(summary["under_estimates"][who]) for who in PEAKS))
     table.add_row("no answer", "none", *(str(summary["failed"][who]) for who in PEAKS))
     above, runs = summary["process_runs_above_forecast"], summary["process_runs"]
     table.add_row("process: runs that grew past the forecast", "none", f"{above} of {runs}")
     table.add_row("process: slack, median", "≤ 15 %", _percent(summary["process_slack"].get("median")))
+    table.add_row("process: slack, lowest … highest", "", _range(summary["process_slack"]))
     table.add_row("mapped: error, worst", "≤ 3 %", _percent(summary["mapped_error"].get("worst")))
+    table.add_row("mapped: lowest … highest error", "", _range(summary["mapped_error"]))
     table.add_row("mapped: time of a step, median ratio", "stated", _number(summary["mapped_time_ratio"].get("median"), "× default"))
     table.add_row("seconds of a forecast, median", "≤ 1.5", _number(summary["forecast_s"].get("median"), "s"))
     table.add_row("seconds of a forecast, worst", "≤ 10", _number(summary["forecast_s"].get("worst"), "s"))
@@ -132,15 +135,26 @@ def _time_ratios(rows: type_of_rows) -> Iterator[float]:
 
 
 def _spread(values: Iterable[float]) -> dict[str, float]:
-    """Median, 95th percentile and worst of the absolute values; empty where there are none."""
-    ordered = sorted(abs(value) for value in values)
-    if not ordered:
+    """Median, 95th percentile and worst of the absolute values, and the range of the signed ones; empty where there are none."""
+    signed = sorted(values)
+    if not signed:
         return {}
-    return {"median": statistics.median(ordered), "p95": ordered[-(-95 * len(ordered) // 100) - 1], "worst": ordered[-1]}
+    sizes = sorted(map(abs, signed))
+    return {
+        "median": statistics.median(sizes),
+        "p95": sizes[-(-95 * len(sizes) // 100) - 1],
+        "worst": sizes[-1],
+        "lowest": signed[0],
+        "highest": signed[-1],
+    }
 
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:+.1%}" if abs(value) >= 0.1 else f"{value:+.2%}"
+
+
+def _range(spread: dict[str, float]) -> str:
+    return f"{_percent(spread['lowest'])} … {_percent(spread['highest'])}" if spread else ""
 
 
 def _number(value: float | None, unit: str, scale: float = 1.0) -> str:

@@ -191,7 +191,7 @@ TRANSFORMERS = (
     train("vit_hf-b4-bf16", vit_hf, image(4, 224), autocast=BF16),
     infer("bert-b8", bert, tokens(8, 128, 30000)),
     train("bert-b4", bert, tokens(4, 128, 30000)),
-    train("bert-b2-bf16", bert, tokens(2, 256, 30000), autocast=BF16),
+    train("bert-b2-bf16-momentum", bert, tokens(2, 256, 30000), momentum, autocast=BF16),
     infer("gpt2-b2", gpt2, tokens(2, 256, 20000)),
     train("gpt2-b2", gpt2, tokens(2, 256, 20000)),
     infer("gpt2-b2-bf16", gpt2, tokens(2, 256, 20000), autocast=BF16),
