@@ -164,7 +164,7 @@ class Cost:
     reserved_bytes: int
     """What the allocator holds from the system; on a CPU the same as `peak_bytes`."""
     process_bytes: int
-    """Growth of the process's resident memory over one that has only imported: a bound in a forecast, the observed growth in a measurement."""
+    """Growth of the process's resident memory over one that has only imported: a bound in a forecast, observed in a measurement."""
     static_bytes: int
     """Parameters, buffers, inputs and optimizer state: alive before the step starts."""
     params: int

@@ -1,0 +1,202 @@
+"""What convolution kernels allocate inside.
+
+Sources: the order of allocations was measured with the profiler's memory record, torch 2.13 on x86 (tests/parity/test_scratch.py repeats it); the sizes of oneDNN's
+own layouts and scratchpads are asked of oneDNN (`_onednn`); which kernel runs is asked of torch (`torch._C._select_conv_backend`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+from sash.cost import _onednn
+from sash.cost._onednn import Plan
+
+
+_ONEDNN = ("Mkldnn", "MkldnnTranspose")
+
+
+class Ledger:
+    """Adds up what is alive inside a kernel, and remembers the most."""
+
+    def __init__(self) -> None:
+        self.level = 0
+        self.peak = 0
+
+    def take(self, *sizes: int) -> None:
+        """These are allocated."""
+        self.level += sum(sizes)
+        self.peak = max(self.peak, self.level)
+
+    def give(self, *sizes: int) -> None:
+        """These are freed."""
+        self.level -= sum(sizes)
+
+    def beyond(self, results: int) -> int:
+        """The most that was alive beside the kernel's results, had they all been there from the start."""
+        return max(self.peak - results, 0)
+
+
+def forward_scratch(args: tuple, kwargs: dict, output: Tensor) -> int | None:
+    """Scratch of `aten.convolution`."""
+    call = _Call.read(args)
+    backend = _backend(call)
+    ledger = Ledger()
+    if backend in _ONEDNN:
+        plan = call.plan("forward", output.shape)
+        if plan is None:
+            return None
+        copies = [_copy(call.input, call.format), _copy(call.weight, call.format)]
+        ledger.take(*copies)
+        if call.channels_last:
+            ledger.take(output.nbytes, plan.scratchpad, plan.first, plan.second)
+        else:
+            inside = (plan.scratchpad, plan.first, plan.second)
+            ledger.take(*inside, plan.result)
+            ledger.give(*inside)
+            _to_dense(ledger, plan, output.nbytes)
+        return ledger.beyond(output.nbytes)
+    return _native_forward(call, backend, output)
+
+
+def backward_scratch(args: tuple, kwargs: dict, outputs: tuple[Tensor | None, ...]) -> int | None:
+    """Scratch of `aten.convolution_backward`."""
+    gradient, input, weight, bias_sizes, *rest, mask = args
+    call = _Call.read((input, weight, None, *rest), bias=bool(mask[2]))
+    backend = _backend(call, bias_sizes)
+    results = [0 if output is None else output.nbytes for output in outputs]
+    ledger = Ledger()
+    if backend not in _ONEDNN:
+        return _native_backward(call, backend, gradient, outputs)
+    copies = [_copy(tensor, call.format) for tensor in (gradient, input, weight)]
+    ledger.take(*copies)
+    if mask[0]:
+        plan = call.plan("data", gradient.shape)
+        if plan is None:
+            return None
+        inside = (plan.first, plan.second, plan.scratchpad)
+        if call.channels_last:
+            ledger.take(results[0], *inside)
+            ledger.give(*inside)
+        else:
+            ledger.take(*inside, plan.result)
+            ledger.give(*inside)
+            _to_dense(ledger, plan, results[0])
+    if mask[1] or mask[2]:
+        plan = call.plan("weights", gradient.shape)
+        if plan is None:
+            return None
+        bias = results[2]
+        inside = (plan.first, plan.second, plan.scratchpad)
+        ledger.take(*inside, plan.result, bias)
+        ledger.give(*inside)
+        ledger.take(bias)
+        plain = call.weight.nbytes
+        _to_dense(ledger, plan, plain, keep=True)
+        if call.channels_last and not _is_last_anyway(call.weight):
+            ledger.take(plain)
+    return ledger.beyond(sum(results))
+
+
+class _Call:
+    """One convolution's arguments, in two or three dimensions."""
+
+    def __init__(self, input: Tensor, weight: Tensor, bias: bool, stride, padding, dilation, transposed, output_padding, groups) -> None:
+        self.original = (input, weight, None, stride, padding, dilation, transposed, output_padding, groups)
+        self.bias = bias
+        self.line = input.dim() == 3
+        self.input, self.weight = input, weight
+        self.stride, self.padding, self.dilation, self.output_padding = (list(values) for values in (stride, padding, dilation, output_padding))
+        self.transposed, self.groups = transposed, groups
+        axes = input.dim() - 2
+        for values in (self.stride, self.padding, self.dilation, self.output_padding):
+            if len(values) == 1:
+                values *= axes
+        double = input.dtype is torch.float64 or weight.dtype is torch.float64
+        formats = {suggest_memory_format(tensor) for tensor in (input, weight)} if not self.line else set()
+        wanted = torch.channels_last if input.dim() == 4 else torch.channels_last_3d
+        self.channels_last = wanted in formats and not double
+        self.format = wanted if self.channels_last else torch.contiguous_format
+
+    @classmethod
+    def read(cls, args: tuple, bias: bool | None = None) -> _Call:
+        input, weight, given, *rest = args
+        return cls(input, weight, given is not None if bias is None else bias, *rest)
+
+    def plan(self, direction: str, output: Sequence[int]) -> Plan | None:
+        """oneDNN's layouts; a 1-D convolution runs as a 2-D one of height 1."""
+        source, destination, weight = tuple(self.input.shape), tuple(output), tuple(self.weight.shape)
+        stride, dilation, padding, more = self.stride, self.dilation, self.padding, self.output_padding
+        if self.line:
+            source, destination, weight = ((*shape[:2], 1, shape[2]) for shape in (source, destination, weight))
+            stride, dilation, padding, more = [1, *stride], [1, *dilation], [0, *padding], [0, *more]
+        after = padding
+        if self.transposed:
+            weight = (weight[1] * self.groups, weight[0] // self.groups, *weight[2:])
+            after = [pad - extra for pad, extra in zip(padding, more, strict=True)]
+        return _onednn.convolution(
+            direction,
+            self.transposed,
+            source,
+            weight,
+            destination,
+            self.bias,
+            stride,
+            dilation,
+            (padding, after),
+            self.groups,
+            self.input.dtype,
+            self.channels_last,
+        )
+
+
+def _backend(call: _Call, bias_sizes: Sequence[int] | None = None) -> str:
+    input, weight, _, stride, padding, dilation, transposed, output_padding, groups = call.original
+    found = torch._C._select_conv_backend(  # pyright: ignore[reportAttributeAccessIssue]
+        input,
+        weight,
+        None,
+        stride,
+        padding,
+        dilation,
+        transposed,
+        output_padding,
+        groups,
+        list(bias_sizes) if bias_sizes else None,
+    )
+    # torch does not name oneDNN's transposed kernel to Python.
+    return "MkldnnTranspose" if found.name == "???" and transposed else found.name
+
+
+def _copy(tensor: Tensor, format: torch.memory_format) -> int:
+    """Bytes of a copy in the wanted layout; 0 where the tensor already lies so."""
+    if format is torch.contiguous_format or tensor.dim() == 3:
+        return 0 if tensor.is_contiguous() else tensor.numel() * tensor.element_size()
+    return 0 if tensor.is_contiguous(memory_format=format) else tensor.numel() * tensor.element_size()
+
+
+def _is_last_anyway(weight: Tensor) -> bool:
+    return False
+
+
+def _to_dense(ledger: Ledger, plan: Plan, plain: int, keep: bool = False) -> None:
+    """oneDNN's result becomes a plain tensor; one in channels-last order takes a second copy on the way."""
+    ledger.take(plain)
+    if plan.result_layout == "channels last":
+        ledger.take(plain)
+        ledger.give(plain)
+    if not keep:
+        ledger.give(plan.result)
+
+
+def _native_forward(call: _Call, backend: str, output: Tensor) -> int | None:
+    return 0 if backend == "Empty" else None
+
+
+def _native_backward(call: _Call, backend: str, gradient: Tensor, outputs: tuple[Tensor | None, ...]) -> int | None:
+    return 0 if backend == "Empty" else None

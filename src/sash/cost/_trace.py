@@ -1,0 +1,164 @@
+"""Run a step over fake tensors and write down every storage's life.
+
+Below autograd every operator passes through one dispatch mode: what it returns is born, and a weak reference on the storage tells when it dies. Autograd's saved
+tensors therefore come out right by themselves. What kernels allocate inside is added by `_scratch`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sash.cost._macs import operator_macs
+from sash.cost._results import Category, Moment, Phase
+from sash.cost._scopes import Scopes
+from sash.cost._scratch import kernel_scratch
+
+_QUIET = frozenset({"prim.device.default", "aten.detach.default", "aten.alias.default", "aten.lift_fresh.default"})
+"""Operators that only look: they make no moment of their own."""
+
+
+@dataclass(slots=True)
+class Life:
+    """One storage, while it is traced."""
+
+    bytes: int
+    module: str
+    operator: str
+    phase: Phase | None
+    born: int
+    died: int | None = None
+    category: Category | None = None
+    kept_for: str = ""
+    shape: tuple[int, ...] = ()
+
+
+@dataclass
+class Trace:
+    """What a traced step did."""
+
+    moments: list[Moment] = field(default_factory=list)
+    lives: list[Life] = field(default_factory=list)
+    macs: dict[tuple[str, bool], int] = field(default_factory=lambda: defaultdict(int))
+    """By module path and whether in backward."""
+    unknown: set[str] = field(default_factory=set)
+    """Operators whose scratch is not known."""
+
+
+class Tracer(TorchDispatchMode):
+    """Writes a `Trace` of every operator run under it. Enter it inside a `FakeTensorMode`, or over real tensors."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self.trace = trace
+        self.phase = Phase.FORWARD
+        self.scopes: Scopes | None = None
+        self._alive: dict[int, Life] = {}
+        self._watchers: dict[int, weakref.ref] = {}
+        self._taking_over: tuple[Life, int] | None = None
+
+    def static(self, tensor: Tensor, category: Category, name: str, module: str = "") -> None:
+        """Count a tensor that is alive before the step starts; one storage once."""
+        life = self._seen(tensor.untyped_storage(), tuple(tensor.shape), module, name)
+        if life is not None:
+            life.category, life.born, life.phase = category, 0, None
+
+    def life_of(self, tensor: Tensor) -> Life | None:
+        """The life of a tensor's storage."""
+        return self._alive.get(tensor.untyped_storage()._cdata)
+
+    def finish(self) -> None:
+        """Stop: what still lives lives to the end."""
+        self._watchers.clear()
+        self._alive.clear()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        name = str(func)
+        if name in _QUIET:
+            return func(*args, **kwargs)
+        if self.phase is Phase.OPTIMIZER:
+            if name == "aten._local_scalar_dense.default" and args[0].numel() == 1 and not args[0].is_complex():
+                # A step counter: any value will do, for no optimizer's memory depends on it.
+                return 1.0 if args[0].is_floating_point() else 1
+            if _updates_in_place(func, args):
+                # Same storage in, same storage out: the fake kernel would only check shapes that forward and backward have made.
+                self._moment(func)
+                return args[0]
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd") and torch.is_inference_mode_enabled():
+            with self:
+                return func.decompose(*args, **kwargs)
+        moment = self._moment(func)
+        outputs = func(*args, **kwargs)
+        made = self._born(outputs, func)
+        self._count(func, args, kwargs, outputs, made, moment)
+        return outputs
+
+    def _moment(self, func: Any) -> int:
+        module = self.scopes.current if self.scopes is not None and self.phase is not Phase.OPTIMIZER else ""
+        self.trace.moments.append(Moment(self.phase, module, str(func).rsplit(".", 1)[0]))
+        return len(self.trace.moments) - 1
+
+    def _born(self, outputs: Any, func: Any) -> list[Life]:
+        made = []
+        for output in outputs if isinstance(outputs, (tuple, list)) else (outputs,):
+            if isinstance(output, Tensor):
+                last = self.trace.moments[-1]
+                life = self._seen(output.untyped_storage(), tuple(output.shape), last.module, last.operator)
+                if life is not None:
+                    made.append(life)
+            elif isinstance(output, (tuple, list)):
+                made += self._born(output, func)
+        return made
+
+    def _seen(self, storage: torch.UntypedStorage, shape: tuple[int, ...], module: str, operator: str) -> Life | None:
+        """A new life for a storage not seen before."""
+        key = storage._cdata
+        if key in self._alive:
+            return None
+        life = Life(storage.nbytes(), module, operator, self.phase, max(len(self.trace.moments) - 1, 0), shape=shape)
+        self._alive[key] = life
+        self._watchers[key] = weakref.ref(storage, lambda _: self._dies(key))
+        self.trace.lives.append(life)
+        return life
+
+    def _dies(self, key: int) -> None:
+        life = self._alive.pop(key, None)
+        self._watchers.pop(key, None)
+        if life is None:
+            return
+        life.died = len(self.trace.moments)
+        if self._taking_over is not None and self._taking_over[0] is life and self._taking_over[1] == life.died - 1:
+            life.died -= 1
+
+    def _count(self, func: Any, args: tuple, kwargs: dict, outputs: Any, made: list[Life], moment: int) -> None:
+        at = self.trace.moments[moment]
+        if self.phase is Phase.BACKWARD and str(func) == "aten.add.Tensor" and made and _sums_gradients():
+            # The engine adds the second gradient into the first one's memory where nothing else holds that; under a dispatch mode it adds out of place.
+            # If the first one dies right after, it was free to be taken over.
+            first = self._alive.get(args[0].untyped_storage()._cdata)
+            self._taking_over = (first, moment) if first is not None else None
+        scratch = kernel_scratch(func, args, kwargs, outputs)
+        if scratch is None:
+            self.trace.unknown.add(at.operator)
+        elif scratch > 0:
+            self.trace.lives.append(Life(scratch, at.module, at.operator, self.phase, moment, moment + 1, Category.SCRATCH))
+        macs = operator_macs(func, args, kwargs, outputs)
+        if macs:
+            self.trace.macs[at.module, self.phase is Phase.BACKWARD] += macs
+
+
+def _sums_gradients() -> bool:
+    node = torch._C._current_autograd_node()
+    return node is None or node.name().endswith("AccumulateGrad")
+
+
+def _updates_in_place(func: Any, args: tuple) -> bool:
+    """Only its first argument is written, and returned."""
+    return func.overloadpacket.__name__.endswith("_") and not func.overloadpacket.__name__.startswith("_") and bool(args) and isinstance(args[0], Tensor)
