@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -96,4 +97,5 @@ def _replace(path: Path, page: str) -> None:
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}. Give a file in a folder that exists.") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()

@@ -150,7 +150,7 @@ def _largest(rows: tuple[LayerRow, ...], limit: int, size: Callable[[LayerCost],
     """Paths of the largest layers and of the modules where their paths part, at most `limit` in all."""
     known = {row.layer.path for row in rows}
     chosen: set[str] = set()
-    shown: set[str] = set()
+    shown = {""} & known
     for row in sorted(rows, key=lambda row: -size(row.layer)):
         wanted = _with_branches(chosen | {row.layer.path}, known)
         if len(wanted) > limit:
