@@ -39,7 +39,7 @@ class ShapeError(ModelError):
         """Shapes from the input to the layer, one line a window; empty where there is none."""
         self.fix = fix
         """The nearest change that works."""
-        parts = [f"{path}: {came} came, {expected} expected."]
+        parts = [f"{path or 'the model'}: {came} came, {expected} expected."]
         if walk:
             parts.append(walk)
         if fix:

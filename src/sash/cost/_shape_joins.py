@@ -19,6 +19,7 @@ _ABOUT_OTHERS = re.compile(r"device|dtype|scalar type", re.IGNORECASE)
 _ADDED = re.compile(r"size of tensor|broadcast")
 _JOINED = re.compile(r"[Ss]izes of tensors must match except in dimension (-?\d+)")
 _VIEWED = re.compile(r"shape '\[([-\d, ]*)\]' is invalid for input of size (\d+)")
+_SHAPES = re.compile(r"\[(\d+(?:, \d+)*)\]")
 _AT_DIMENSION = re.compile(r"tensor a \((\d+)\) must match the size of tensor b \((\d+)\) at non-singleton dimension (\d+)")
 
 
@@ -56,7 +57,8 @@ def _combined(call: Call, inside: Sequence[Call], message: str) -> Finding | Non
         lost = ", ".join(str(before - after) for before, after in lengths)
         fix = f"The windows between them cut {lost} off: pad them by that much in all, or crop the shortcut to {write_shape(made[2:])}."
     else:
-        fix = f"Bring one to the other's shape: a 1x1 convolution for channels ({shortcut[1]} to {made[1]}), a stride, crop or pad for lengths."
+        channels = f"a 1x1 convolution for channels ({shortcut[1]} to {made[1]})"
+        fix = f"Bring one to the other's shape: {channels}; a stride, a crop or a pad for lengths."
     return Finding(came, "two equal shapes", fix)
 
 
@@ -71,17 +73,22 @@ def _operands(call: Call, inside: Sequence[Call], message: str, axis: int | None
     latest = made[-1:]
     pairs = [(one, two) for two in latest for one in (*reversed(left), *call.inputs, *reversed(at_hand)) if _clash(one, two, axis)]
     pairs += [pair for pair in combinations(at_hand, 2) if _clash(*pair, axis)]
-    told = _AT_DIMENSION.search(message)
-    if told:
-        first, second, dimension = map(int, told.groups())
-        agreeing = [pair for pair in pairs if len(pair[0]) > dimension and {pair[0][dimension], pair[1][dimension]} == {first, second}]
-        pairs = agreeing or pairs
+    pairs = [pair for pair in pairs if _agrees(pair, message)] or pairs
     pairs = [pair for pair in pairs if len(pair[0]) > 2]
     if not pairs:
         return None
     one, two = pairs[0]
     # The longer map is the shortcut: the other went through the stride.
     return (one, two) if prod(one[2:]) >= prod(two[2:]) else (two, one)
+
+
+def _agrees(pair: tuple[Shape, Shape], message: str) -> bool:
+    """Whether these are the shapes that the message names: a real kernel names one dimension, a fake one both shapes."""
+    told = _AT_DIMENSION.search(message)
+    if told:
+        first, second, dimension = map(int, told.groups())
+        return len(pair[0]) > dimension and {pair[0][dimension], pair[1][dimension]} == {first, second}
+    return set(pair) <= {tuple(map(int, shape.split(","))) for shape in _SHAPES.findall(message)}
 
 
 def _clash(one: Shape, two: Shape, joined: int | None) -> bool:

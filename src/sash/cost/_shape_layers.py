@@ -65,10 +65,10 @@ def _channels(call: Call) -> Finding | None:
         if len(shape) == axes:
             fix = f"Add the two missing axes: x[None, None] is {write_shape((1, 1, *shape))}."
         elif len(shape) < axes:
-            fix = f"The layer slides along {axes} axes and the signal has {len(shape)}."
+            fix = f"The layer slides along {_count(axes)}; the signal has {len(shape)}."
         else:
             fix = f"Join the leading axes: x.flatten(0, {len(shape) - axes - 2}) has {axes + 2}."
-        return Finding(f"{write_shape(shape)} ({len(shape)} axes)", f"{layout} ({axes + 2} axes)", fix)
+        return Finding(f"{write_shape(shape)} ({_count(len(shape))})", f"{layout} ({axes + 2} axes)", fix)
     if not isinstance(module, (*Convolution, *TransposedConvolution)):
         return None
     wanted, channels = module.in_channels, shape[-axes - 1]
@@ -97,7 +97,7 @@ def _window(call: Call, before: Sequence[Call]) -> Finding | None:
             return Finding(f"{came})", f"a {name} longer than what its padding cuts off", "Lower the padding.")
         padded = length + sum(link.pad)
         more = -(-(link.span - length) // 2)
-        fix = f"A kernel of {(padded - 1) // link.dilation + 1} fits, or {more} samples of padding on both sides."
+        fix = f"A kernel of {(padded - 1) // link.dilation + 1} fits, or {more} more of padding on both sides."
         least = _least_input(call, before, axis - len(links), len(links))
         if least:
             fix += f" So does an input with a {name} of at least {least[1]} (it is {least[0]}): the windows before shrink it."
@@ -138,11 +138,15 @@ def _normalised(call: Call) -> Finding | None:
         return Finding(
             f"{write_shape(shape)} ({shape[1]} channels)", f"{module.num_channels} channels", f"A {kind} of {shape[1]} channels works here."
         )
-    if isinstance(module, nn.LayerNorm) and shape[-len(module.normalized_shape) :] != tuple(module.normalized_shape):
-        tail = shape[-len(module.normalized_shape) :]
-        return Finding(
-            write_shape(shape), f"{write_shape(tuple(module.normalized_shape))} in the last axes", f"LayerNorm({list(tail)}) works here."
-        )
-    if isinstance(module, nn.RNNBase) and shape[-1] != module.input_size:
-        return Finding(write_shape(shape), f"{module.input_size} values in the last axis", f"{kind}(input_size={shape[-1]}) works here.")
+    if isinstance(module, nn.LayerNorm):
+        wanted, tail = tuple(module.normalized_shape), shape[-len(module.normalized_shape) :]
+        if tail != wanted:
+            return Finding(write_shape(shape), f"{write_shape(wanted)} in the last axes", f"LayerNorm({list(tail)}) works here.")
+    width = shape[len(shape) - 1] if shape else 0
+    if isinstance(module, nn.RNNBase) and width != module.input_size:
+        return Finding(write_shape(shape), f"{module.input_size} values in the last axis", f"{kind}(input_size={width}) works here.")
     return None
+
+
+def _count(axes: int) -> str:
+    return f"{axes} axis" if axes == 1 else f"{axes} axes"
