@@ -226,7 +226,7 @@ OWN = (
     infer("volume-b2", own.VolumeNet, signal(2, 1, 64, 64, 64)),
     train("volume-b2-momentum", own.VolumeNet, signal(2, 1, 64, 64, 64), momentum),
     infer("squeeze_excite-b4", own.SqueezeExciteNet, image(4, 224)),
-    train("squeeze_excite-b4-bf16", own.SqueezeExciteNet, image(4, 224), sgd, autocast=BF16),
+    train("squeeze_excite-b1-bf16", own.SqueezeExciteNet, image(1, 224), sgd, autocast=BF16),
     train("decoder-b16", own.Decoder, signal(16, 128), adam),
     infer("decoder-b64", own.Decoder, signal(64, 128)),
     train("diffusion-b4", own.DiffusionBlock, noisy),
