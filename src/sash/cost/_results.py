@@ -226,6 +226,8 @@ class Measurement(Cost):
     """`default`, or `mapped`: every block of 64 KiB and more mapped on its own."""
     wall_s: float
     """Seconds of one step, without the profiler: the median of those run."""
+    process_runs: tuple[int, ...]
+    """`process_bytes` of each process that was run."""
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write one HTML page that opens offline; see `sash.report.to_html`."""

@@ -49,7 +49,7 @@ def _page(pairs: Sequence[Pair]) -> str:
     plotly, script = _plotly(), _asset("page.js")
     several = len(pairs) > 1
     data = [series(cost, measured.timeline if measured else None, _POINTS, _LARGEST) for cost, measured in pairs]
-    peaks = [one.peak_bytes for pair in pairs for one in pair if one]
+    peaks = [max(one.peak_bytes, max(one.timeline.levels, default=0)) for pair in pairs for one in pair if one]
     sections = [head(pairs), overview(pairs)]
     sections += [model(pair, index, several, _LAYERS // len(pairs)) for index, pair in enumerate(pairs)]
     return Template(_asset("page.html")).substitute(

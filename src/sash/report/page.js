@@ -55,17 +55,23 @@ function traces(model, measuredPeak) {
 }
 
 function phaseLabels(model, width) {
-  // A narrow phase is named once, on a second row, where its name may run over its neighbours.
-  const named = new Set();
-  return model.phases.flatMap(([phase, start, stop]) => {
-    const wide = ((stop - start) / model.moments) * width > phase.length * 7.5;
-    if (!wide && named.has(phase)) return [];
+  // Narrow phases are named once, on the first row above the chart that has room; none of the rows, no name.
+  const taken = [-Infinity, -Infinity, -Infinity], named = new Set(), found = [];
+  for (const [phase, start, stop] of model.phases) {
+    const words = phase.length * 7.5, left = (start / model.moments) * width, right = (stop / model.moments) * width;
+    const wide = right - left > words;
+    if (!wide && named.has(phase)) continue;
+    const middle = Math.min((left + right) / 2, width - words / 2);
+    const row = taken.findIndex((end, place) => (wide || place > 0) && middle - words / 2 > end);
+    if (row < 0) continue;
+    taken[row] = middle + words / 2;
     named.add(phase);
-    return [{
-      x: (start + stop) / 2, y: 1, yref: "paper", yshift: wide ? 11 : 25, text: phase, showarrow: false,
+    found.push({
+      x: (middle / width) * model.moments, y: 1, yref: "paper", yshift: 11 + 14 * row, text: phase, showarrow: false,
       font: { size: 12, color: colour("quiet") },
-    }];
-  });
+    });
+  }
+  return found;
 }
 
 function layout(model, width) {
@@ -77,7 +83,7 @@ function layout(model, width) {
     font: { size: 13, color: ink }, bgcolor: colour("paper"), borderpad: 2,
   };
   return {
-    height: undefined, autosize: true, margin: { l: 62, r: 8, t: 42, b: 40 }, showlegend: false, hovermode: "x", hoverdistance: -1,
+    height: undefined, autosize: true, margin: { l: 62, r: 8, t: 50, b: 40 }, showlegend: false, hovermode: "x", hoverdistance: -1,
     dragmode: coarse ? false : "zoom", paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: "system-ui, sans-serif", color: ink },
     xaxis: {
       range: [0, model.moments], title: { text: "operator calls", standoff: 6 }, showgrid: false, zeroline: false, linecolor: rule, fixedrange: coarse,
@@ -120,11 +126,11 @@ function describe(model, at, measuredPeak, panel) {
   const table = element("table"), body = element("tbody");
   for (const place of model.top[at]) {
     const [bytes, category, module, operator, shape, kept] = model.blocks[place];
-    const row = element("tr");
-    const what = element("td");
-    what.append(element("i", `swatch ${slugs[category]}`), element("span", "module", model.names[module] || "the model itself"),
-      ` ${model.names[operator]} ${shape}`, model.names[kept] ? element("span", "meaning", ` kept for ${model.names[kept]}`) : "");
-    row.append(element("td", "number", writeBytes(bytes)), what);
+    const row = element("tr"), mark = element("td"), what = element("td");
+    mark.append(element("i", `swatch ${slugs[category]}`));
+    what.append(element("span", "module", model.names[module] || "the model itself"), ` ${model.names[operator]} ${shape}`,
+      model.names[kept] ? element("span", "meaning", ` kept for ${model.names[kept]}`) : "");
+    row.append(element("td", "number", writeBytes(bytes)), mark, what);
     body.append(row);
   }
   table.append(body);
