@@ -5,7 +5,7 @@ from fractions import Fraction
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sash.window import WHOLE, Adaptive, Chain, Grid, Interval, Transposed, Window, solve
+from sash.window import WHOLE, Adaptive, Chain, Circular, Grid, Interval, Transposed, Window, solve
 
 small = st.integers(1, 5)
 pads = st.tuples(st.integers(0, 6), st.integers(0, 6))
@@ -122,18 +122,18 @@ def test_coverage_counts_every_read(link, length):
 @given(small, small, st.integers(1, 4), lengths)
 def test_a_circular_window_reads_every_sample_alike_at_stride_one(size, stride, dilation, length):
     base = Window.same(size, 1, dilation)
-    window = Window(size, 1, dilation, base.pad, circular=True)
+    window = Circular(base)
     assert window.coverage(length) == (size,) * length
-    strided = Window(size, stride, dilation, base.pad, circular=True)
+    strided = Circular(Window(size, stride, dilation, base.pad))
     assert sum(strided.coverage(length)) == size * strided.outputs(length)
 
 
 @given(st.integers(2, 5), st.integers(1, 3), st.integers(12, 30), st.integers(0, 11))
 def test_a_circular_window_reads_and_writes_round_the_end(size, dilation, length, output):
-    window = Window(size, 1, dilation, (dilation * (size - 1), 0), circular=True)
-    wraps = any(x < 0 for x in taps(window, output, length))
+    window = Circular(Window.causal(size, 1, dilation))
+    wraps = any(x < 0 for x in taps(window.window, output, length))
     assert (window.reads(output, output + 1, length) == (0, length)) == wraps
-    for sample in {x % length for x in taps(window, output, length)}:
+    for sample in {x % length for x in taps(window.window, output, length)}:
         written = window.writes(sample, sample + 1, length)
         assert written.start <= output < written.stop
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sash.window import WHOLE, Adaptive, Chain, Interval, Transposed, Window
+from sash.window import WHOLE, Adaptive, Chain, Circular, Interval, Transposed, Window
 
 
 def configurations(count, seed):
@@ -81,8 +81,8 @@ def test_same_and_circular_padding_are_torchs():
         conv = torch.nn.Conv1d(1, 1, size, dilation=dilation, padding="same", bias=False)
         assert conv(torch.ones(1, 1, length)).shape[-1] == window.outputs(length)
         assert counts_by_gradient([window], length) == window.coverage(length)
-        around = Window(size, 2, dilation, window.pad, circular=True)
-        if max(around.pad) <= length:
+        around = Circular(Window(size, 2, dilation, window.pad))
+        if max(window.pad) <= length:
             assert counts_by_gradient([around], length) == around.coverage(length)
 
 
@@ -91,12 +91,12 @@ def run(link, signal):
     if isinstance(link, Adaptive):
         bins = [link.reads(output, output + 1, signal.shape[-1]) for output in range(link.count)]
         return torch.stack([signal[..., start:stop].sum(-1) for start, stop in bins], -1)
-    window = link.window if isinstance(link, Transposed) else link
+    window = link if isinstance(link, Window) else link.window
     weight = torch.ones(1, 1, window.size, dtype=signal.dtype)
     if isinstance(link, Transposed):
         made = F.conv_transpose1d(signal, weight, None, window.stride, 0, link.output_pad, 1, window.dilation)
         return made[..., window.pad[0] : made.shape[-1] - window.pad[1]]
-    padded = F.pad(signal, window.pad, "circular" if window.circular else "constant")
+    padded = F.pad(signal, window.pad, "circular" if isinstance(link, Circular) else "constant")
     return F.conv1d(padded, weight, None, window.stride, 0, window.dilation)
 
 

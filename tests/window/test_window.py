@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 
 from sash.errors import InputError
-from sash.window import WHOLE, Adaptive, Chain, Grid, Interval, Transposed, Window, solve
+from sash.window import WHOLE, Adaptive, Chain, Circular, Grid, Interval, Transposed, Window, solve
 
 
 def test_a_window_of_eight_on_forty_samples():
@@ -30,7 +30,7 @@ def test_reads_reach_into_the_padding_unless_the_length_is_given():
 def test_padding_that_keeps_the_size_evens_the_coverage_only_partly():
     assert Window(3).coverage(6) == (1, 2, 3, 3, 2, 1)
     assert Window(3, pad=(1, 1)).coverage(6) == (2, 3, 3, 3, 3, 2)
-    assert Window(3, pad=(1, 1), circular=True).coverage(6) == (3, 3, 3, 3, 3, 3)
+    assert Circular(Window(3, pad=(1, 1))).coverage(6) == (3, 3, 3, 3, 3, 3)
 
 
 def test_the_speech_chain_leaves_the_last_sample_unread():
@@ -115,10 +115,11 @@ def test_windows_cannot_be_changed():
         (lambda: Window(3, pad=1), "pad is (before, after), two whole numbers from 0 on, not 1; the same on both sides is pad=(1, 1)."),  # type: ignore[arg-type]
         (lambda: Window(3, pad=(-1, 0)), "not (-1, 0)"),
         (lambda: Window(3, ceil=True).then(Window(2)), "Chain([first, second]) follows them"),
-        (lambda: Transposed(Window(3, ceil=True)), "ceil and circular windows cannot be transposed; drop the flag."),
+        (lambda: Transposed(Window(3, ceil=True)), "a ceil window cannot be transposed; drop ceil."),
         (lambda: Transposed(Window(3, 2), 2), "output pad is from 0 up to 1 (below its stride or dilation), not 2."),
+        (lambda: Circular(Window(3, ceil=True)), "a circular signal has none; drop ceil."),
         (lambda: Adaptive(0), "An adaptive window's count is a whole number from 1 on, not 0."),
-        (lambda: Chain([3]), "A chain is made of Window, Transposed, Adaptive and Chain, not 3; Window(3) may be meant."),  # type: ignore[list-item]
+        (lambda: Chain([3]), "A chain is made of Window, Circular, Transposed, Adaptive and Chain, not 3; Window(3) may be meant."),  # type: ignore[list-item]
         (lambda: Chain([WHOLE]).receptive_field, "depends on the signal's length"),
         (lambda: Chain([WHOLE]).jump, "depends on the signal's length; ask field(length), reads(start, stop, length) or levels."),
         (lambda: Chain([Window(3)]).tiles(9, 0), "A tile has at least 1 output, not 0."),

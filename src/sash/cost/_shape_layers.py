@@ -10,7 +10,7 @@ from torch import nn
 from sash.cost._shape_calls import Call, Finding, Shape, write_shape
 from sash.cost._windows import Convolution, TransposedConvolution, axes_of, spell, windows_of
 from sash.errors import InputError
-from sash.window import Chain, Window
+from sash.window import Chain, Circular, Window
 
 
 def explain_layer(call: Call, before: Sequence[Call]) -> Finding | None:
@@ -87,7 +87,8 @@ def _channels(call: Call) -> Finding | None:
 
 def _window(call: Call, before: Sequence[Call]) -> Finding | None:
     shape, links = call.inputs[0], windows_of(call.module)
-    for axis, link in enumerate(links):
+    for axis, found in enumerate(links):
+        link = found.window if isinstance(found, Circular) else found
         length = shape[axis - len(links)]
         if link.outputs(length) > 0:
             continue

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from sash.errors import InputError
-from sash.window import Adaptive, Link, Transposed, Window
+from sash.window import Adaptive, Circular, Link, Transposed, Window
 
 Convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TransposedConvolution = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -43,7 +43,7 @@ def spell(module: nn.Module) -> str:
         return type(module).__name__
     if all(isinstance(link, Adaptive) for link in links):
         return f"adaptive {_joined([link.count for link in links if isinstance(link, Adaptive)])}"
-    windows = [link.window if isinstance(link, Transposed) else link for link in links]
+    windows = [link.window if isinstance(link, (Transposed, Circular)) else link for link in links]
     words = "conv" if isinstance(module, Convolution) else "transposed" if isinstance(module, TransposedConvolution) else "pool"
     plain = [window for window in windows if isinstance(window, Window)]
     text = f"{words} {'x'.join(str(window.size) for window in plain)}"
@@ -69,12 +69,12 @@ def _window(module: nn.Module, axis: int) -> Link:
         return Window(size, stride, _entry(getattr(module, "dilation", 1), axis), (pad, pad), bool(module.ceil_mode))
     assert isinstance(module, (*Convolution, *TransposedConvolution))
     size, stride, dilation = module.kernel_size[axis], module.stride[axis], module.dilation[axis]
-    if module.padding == "same":
-        return Window.same(size, stride, dilation)
-    pad = 0 if isinstance(module.padding, str) else module.padding[axis]
+    side = 0 if isinstance(module.padding, str) else module.padding[axis]
+    pad = Window.same(size, stride, dilation).pad if module.padding == "same" else (side, side)
+    window = Window(size, stride, dilation, pad)
     if isinstance(module, TransposedConvolution):
-        return Transposed(Window(size, stride, dilation, (pad, pad)), module.output_padding[axis])
-    return Window(size, stride, dilation, (pad, pad), circular=module.padding_mode == "circular")
+        return Transposed(window, module.output_padding[axis])
+    return Circular(window) if module.padding_mode == "circular" else window
 
 
 def _entry(value: Any, axis: int) -> Any:

@@ -2,6 +2,7 @@
 
 from sash.window._adaptive import WHOLE, Adaptive
 from sash.window._chain import Chain, Link, Tile
+from sash.window._circular import Circular
 from sash.window._grid import Box, Grid
 from sash.window._interval import Interval
 from sash.window._solve import Solutions, solve
@@ -14,6 +15,7 @@ __all__ = [
     "Adaptive",
     "Box",
     "Chain",
+    "Circular",
     "Grid",
     "Interval",
     "Link",

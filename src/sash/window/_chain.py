@@ -9,11 +9,12 @@ from math import ceil, floor, lcm
 
 from sash.errors import InputError
 from sash.window._adaptive import Adaptive
+from sash.window._circular import Circular
 from sash.window._interval import Interval
 from sash.window._transposed import Transposed
 from sash.window._window import Window
 
-Link = Window | Transposed | Adaptive
+Link = Window | Circular | Transposed | Adaptive
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,9 @@ class Chain:
             elif isinstance(link, Link):
                 flat.append(link)
             else:
-                raise InputError(f"A chain is made of Window, Transposed, Adaptive and Chain, not {link!r}; Window({link!r}) may be meant.")
+                raise InputError(
+                    f"A chain is made of Window, Circular, Transposed, Adaptive and Chain, not {link!r}; Window({link!r}) may be meant."
+                )
         object.__setattr__(self, "links", tuple(flat))
 
     def then(self, second: Link | Chain) -> Chain:
@@ -169,14 +172,14 @@ class Chain:
         return lcm(*(jump.denominator for jump in self._jumps()))
 
 
-def _regular(link: Link) -> Window | Transposed:
+def _regular(link: Link) -> Window | Circular | Transposed:
     if isinstance(link, Adaptive):
         raise InputError(f"What {link} reads depends on the signal's length; ask field(length), reads(start, stop, length) or levels.")
     return link
 
 
-def _stride(link: Window | Transposed) -> int | Fraction:
-    return link.stride if isinstance(link, Window) else link.jump
+def _stride(link: Window | Circular | Transposed) -> int | Fraction:
+    return link.jump if isinstance(link, Transposed) else link.stride
 
 
 def _plain(number: Fraction) -> int | Fraction:

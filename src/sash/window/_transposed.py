@@ -15,7 +15,7 @@ from sash.window._window import Window
 class Transposed:
     """The adjoint of `window`, as in a transposed convolution: sample `i` is added to every output that output `i` of `window` would read.
 
-    Raises `InputError` for a ceil or circular window, and for an output pad that is not below the larger of stride and dilation.
+    Raises `InputError` for a ceil window, and for an output pad that is not below the larger of stride and dilation.
     """
 
     window: Window
@@ -24,8 +24,8 @@ class Transposed:
     """Outputs added after the last: which of the lengths that `window` maps to the same length is meant."""
 
     def __post_init__(self) -> None:
-        if self.window.ceil or self.window.circular:
-            raise InputError(f"{self.window} has no adjoint here: ceil and circular windows cannot be transposed; drop the flag.")
+        if self.window.ceil:
+            raise InputError(f"{self.window} has no adjoint here: a ceil window cannot be transposed; drop ceil.")
         limit = max(self.window.stride, self.window.dilation)
         if not isinstance(self.output_pad, int) or not 0 <= self.output_pad < limit:
             raise InputError(

@@ -11,6 +11,7 @@ from sash.errors import InputError
 from sash.units import parse_tensor
 from sash.window._adaptive import WHOLE, Adaptive
 from sash.window._chain import Chain, Link
+from sash.window._circular import Circular
 from sash.window._grammar import Layer, parse_layer
 from sash.window._transposed import Transposed
 from sash.window._window import Window
@@ -174,9 +175,9 @@ def _link(layer: Layer, signal: _Signal, axis: int) -> Link:
         pad = Window.same(size, stride, dilation).pad
     elif "causal" in layer.flags:
         pad = Window.causal(size, stride, dilation).pad
-    window = Window(size, stride, dilation, pad, "ceil" in layer.flags, "circular" in layer.flags)
+    window = Window(size, stride, dilation, pad, "ceil" in layer.flags)
     if layer.word != "transposed":
-        return window
+        return Circular(window) if "circular" in layer.flags else window
     try:
         return Transposed(window, _entry(layer.output_pads, axis))
     except InputError as error:
@@ -186,6 +187,7 @@ def _link(layer: Layer, signal: _Signal, axis: int) -> Link:
 def _too_short(link: Link, signal: _Signal, axis: int) -> str:
     length = signal.lengths[axis]
     name = "length" if len(signal.lengths) == 1 else ("depth", "height", "width")[axis - len(signal.lengths)]
+    link = link.window if isinstance(link, Circular) else link
     if isinstance(link, Window):
         largest = (length + sum(link.pad) - 1) // link.dilation + 1
         missing = link.span - length - sum(link.pad)

@@ -28,8 +28,6 @@ class Window:
     """Virtual samples before and after the signal."""
     ceil: bool = False
     """Keep a last partial window; one that would start in the padding after the signal is dropped all the same (torch's rule)."""
-    circular: bool = False
-    """The padding repeats the signal from its other end."""
 
     def __post_init__(self) -> None:
         for name, value in (("size", self.size), ("stride", self.stride), ("dilation", self.dilation)):
@@ -73,39 +71,29 @@ class Window:
     def reads(self, start: int, stop: int, length: int | None = None) -> Interval:
         """Samples under the windows of the outputs [start, stop), gaps included.
 
-        Without `length` the interval reaches into the padding (below 0, beyond the end); with it, it is clipped to the
-        signal, and is the whole signal where a circular window wraps round.
+        Without `length` the interval reaches into the padding (below 0, beyond the end); with it, it is clipped to the signal.
         """
         first = start * self.stride - self.pad[0]
         found = Interval(first, first + (stop - start - 1) * self.stride + self.span if stop > start else first)
-        if length is None:
-            return found
-        if self.circular and stop > start and (found.start < 0 or found.stop > length):
-            return Interval(0, length)
-        return found.clip(length)
+        return found if length is None else found.clip(length)
 
     def writes(self, start: int, stop: int, length: int | None = None) -> Interval:
         """Outputs whose window lies over any of the samples [start, stop), gaps included: the interval projected forward.
 
-        Without `length` they are counted as if the signal had no ends; with it, only outputs that exist are returned,
-        those that a circular window reaches round the end included.
+        Without `length` they are counted as if the signal had no ends; with it, only outputs that exist are returned.
         """
-        if length is None:
-            return self._over(start, stop)
-        count = self.outputs(length)
-        shifts = (-length, 0, length) if self.circular else (0,)
-        found = [self._over(start + shift, stop + shift).clip(count) for shift in shifts]
-        found = [part for part in found if part.length] or found[:1]
-        return Interval(min(part.start for part in found), max(part.stop for part in found))
+        first = ceil_div(start + self.pad[0] - self.span + 1, self.stride)
+        found = Interval(first, max((stop - 1 + self.pad[0]) // self.stride + 1, first) if stop > start else first)
+        return found if length is None else found.clip(self.outputs(length))
 
     def then(self, second: Window) -> Window:
         """The one window that `second` sees through this one: spans add up, strides multiply.
 
         It lies over the same samples as the two in turn. Taps that do not form an even comb become every sample of the span.
-        Raises `InputError` where either keeps partial windows or wraps round: only a `Chain` follows those.
+        Raises `InputError` where either keeps partial windows (`ceil`): only a `Chain` follows those.
         """
-        if self.ceil or second.ceil or self.circular or second.circular:
-            raise InputError(f"{self} then {second}: ceil and circular windows have no composite; Chain([first, second]) follows them.")
+        if self.ceil or second.ceil:
+            raise InputError(f"{self} then {second}: ceil windows have no composite; Chain([first, second]) follows them.")
         span = self.span + self.stride * (second.span - 1)
         step = self.stride * second.dilation
         if self.size == 1 and second.size > 1:
@@ -127,15 +115,9 @@ class Window:
         for output, weight in enumerate(weights):
             first = output * self.stride - self.pad[0]
             for sample in range(first, first + self.span, self.dilation):
-                if self.circular:
-                    sums[sample % length] += weight
-                elif 0 <= sample < length:
+                if 0 <= sample < length:
                     sums[sample] += weight
         return tuple(sums)
-
-    def _over(self, start: int, stop: int) -> Interval:
-        first = ceil_div(start + self.pad[0] - self.span + 1, self.stride)
-        return Interval(first, max((stop - 1 + self.pad[0]) // self.stride + 1, first) if stop > start else first)
 
 
 def _is_length(value: object) -> bool:
