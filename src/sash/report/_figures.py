@@ -102,11 +102,15 @@ def at_peak(cost: Cost) -> dict[Category, int]:
 
 
 def _process(left: Forecast | None, right: Measurement | None) -> Figure:
+    mapped = left is not None and right is not None and right.allocator == "mapped"
+    growth = "growth of resident memory"
+    meaning = [f"{growth}, every block mapped" if mapped else f"{growth}, forecast as a bound" if left else growth]
+    if right and len(right.process_runs) > 1:
+        low, high = min(right.process_runs), max(right.process_runs)
+        meaning.append(f"{len(right.process_runs)} runs: {format_bytes(low)} – {format_bytes(high)}")
+    forecast = None if left is None else left.mapped_bytes if mapped else left.process_bytes
     measured = right.process_bytes if right else None
-    if left and right and right.allocator == "mapped":
-        return Figure("process, mapped", "growth of resident memory, every block mapped", format_bytes, left.mapped_bytes, measured)
-    meaning = "growth of resident memory; the forecast is a bound" if left else "growth of resident memory"
-    return Figure("process", meaning, format_bytes, left.process_bytes if left else None, measured)
+    return Figure("process, mapped" if mapped else "process", "; ".join(meaning), format_bytes, forecast, measured)
 
 
 def _times(left: Forecast | None, right: Measurement | None) -> tuple[Figure, ...]:
