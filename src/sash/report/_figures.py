@@ -104,7 +104,7 @@ def at_peak(cost: Cost) -> dict[Category, int]:
 def _process(left: Forecast | None, right: Measurement | None) -> Figure:
     mapped = left is not None and right is not None and right.allocator == "mapped"
     growth = "growth of resident memory"
-    meaning = [f"{growth}, every block mapped" if mapped else f"{growth}, forecast as a bound" if left else growth]
+    meaning = [f"{growth}, every block mapped" if mapped else f"{growth}, bounded" if left else growth]
     if right and len(right.process_runs) > 1:
         low, high = min(right.process_runs), max(right.process_runs)
         meaning.append(f"{len(right.process_runs)} runs: {format_bytes(low)} – {format_bytes(high)}")
