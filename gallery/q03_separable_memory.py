@@ -19,7 +19,7 @@ from textwrap import fill
 import matplotlib.pyplot as plt
 
 import sash
-from sash.cost import Category
+from sash.cost import Category, Phase
 from sash.models import unet
 from sash.units import format_bytes, format_count
 
@@ -95,13 +95,15 @@ for kind in kinds:
 # %%
 # Over time
 # ---------
-# The allocator's level through the step, operator by operator.
+# The allocator's level through forward and backward, operator by operator.
 
 fig, axis = plt.subplots(figsize=(9, 3.5), layout="constrained")
 for kind in kinds:
-    heights = [level / 2**20 for level in forecast[kind].timeline.levels]
+    timeline = forecast[kind].timeline
+    shown = zip(timeline.moments, timeline.levels, strict=True)
+    heights = [level / 2**20 for moment, level in shown if moment.phase is not Phase.OPTIMIZER]
     axis.plot([place / len(heights) for place in range(len(heights))], heights, label=kind)
-axis.set_xlabel("share of the step's operators")
+axis.set_xlabel("share of the operators of forward and backward")
 axis.set_ylabel("MiB")
 axis.set_ylim(bottom=0)
 axis.legend()
