@@ -31,7 +31,7 @@ _MULTIPLE = 16
 @guarded
 def demo(
     photo: Annotated[Path | None, typer.Option(help="A picture of your own; without it, the photograph that matplotlib ships.")] = None,
-    side: Annotated[int, typer.Option(min=64, help="Pixels along the longer side of what is cut from its middle.")] = 384,
+    side: Annotated[int, typer.Option(min=64, help="Pixels along the longer side of what is cut from its middle.")] = 256,
     html: Annotated[Path, typer.Option(help="Where to write the report.")] = Path("report.html"),
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -148,7 +148,8 @@ def _outermost(found: Cost) -> list[str]:
 
 
 def _error(forecast: Forecast, measured: Measurement) -> float:
-    return forecast.peak_bytes / measured.peak_bytes - 1
+    # Plus 0.0, so that a rounded nothing has no minus sign.
+    return round(forecast.peak_bytes / measured.peak_bytes - 1, 4) + 0.0
 
 
 def _saved(found: Cost) -> tuple[int, int]:
