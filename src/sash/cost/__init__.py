@@ -1,5 +1,7 @@
 """What a workload costs."""
 
+from sash.cost._forecast import forecast
+from sash.cost._measure import measure
 from sash.cost._results import (
     Block,
     Category,
@@ -13,6 +15,8 @@ from sash.cost._results import (
     Reason,
     Timeline,
 )
+from sash.cost._source import FunctionSource, ModelSource
+from sash.cost._workload import Workload
 
 __all__ = [
     "Block",
@@ -20,10 +24,15 @@ __all__ = [
     "Cost",
     "Environment",
     "Forecast",
+    "FunctionSource",
     "LayerCost",
     "Measurement",
+    "ModelSource",
     "Moment",
     "Phase",
     "Reason",
     "Timeline",
+    "Workload",
+    "forecast",
+    "measure",
 ]

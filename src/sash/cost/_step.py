@@ -20,29 +20,29 @@ def run_step(
     autocast: torch.dtype | None,
     accumulate: int,
     train: bool,
-    enter: Callable[[Phase], None],
+    enter: Callable[[Phase, Tensor | None], None],
 ) -> Any:
-    """The outputs of the step. Before each part of it `enter(phase)` is called; gradients are left as they are when it ends."""
+    """The outputs of the step. Before each part of it `enter(phase, loss)` is called; gradients are left as they are when it ends."""
     positional, keyword = arguments
     if not train:
-        enter(Phase.FORWARD)
+        enter(Phase.FORWARD, None)
         with torch.no_grad(), _casting(autocast):
             return model(*positional, **keyword)
     outputs = None
     for _ in range(accumulate):
         del outputs
-        enter(Phase.FORWARD)
+        enter(Phase.FORWARD, None)
         with torch.enable_grad(), _casting(autocast):
             outputs = model(*positional, **keyword)
-            enter(Phase.LOSS)
+            enter(Phase.LOSS, None)
             scalar = loss(outputs)
             if accumulate > 1:
                 scalar = scalar / accumulate
-        enter(Phase.BACKWARD)
+        enter(Phase.BACKWARD, scalar)
         scalar.backward()
         del scalar
     if optimizer is not None:
-        enter(Phase.OPTIMIZER)
+        enter(Phase.OPTIMIZER, None)
         optimizer.step()
     return outputs
 

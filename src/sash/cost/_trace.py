@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sash.cost._macs import operator_macs
 from sash.cost._results import Category, Moment, Phase
@@ -54,11 +55,15 @@ class Trace:
 class Tracer(TorchDispatchMode):
     """Writes a `Trace` of every operator run under it. Enter it inside a `FakeTensorMode`, or over real tensors."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, adopt: bool = False) -> None:
         super().__init__()
         self.trace = trace
+        self.adopt = adopt
+        """Count tensors that operators read and nobody declared: what a plain function holds."""
         self.phase = Phase.FORWARD
         self.scopes: Scopes | None = None
+        self.level = 0
+        """Bytes alive now, kernel scratch aside."""
         self._alive: dict[int, Life] = {}
         self._watchers: dict[int, weakref.ref] = {}
         self._taking_over: tuple[Life, int] | None = None
@@ -94,6 +99,10 @@ class Tracer(TorchDispatchMode):
         if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd") and torch.is_inference_mode_enabled():
             with self:
                 return func.decompose(*args, **kwargs)
+        if self.adopt:
+            for tensor in tree_leaves((args, kwargs)):
+                if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._alive:
+                    self.static(tensor, Category.PARAMETER if isinstance(tensor, nn.Parameter) else Category.BUFFER, name)
         moment = self._moment(func)
         outputs = func(*args, **kwargs)
         made = self._born(outputs, func)
@@ -126,6 +135,7 @@ class Tracer(TorchDispatchMode):
         self._alive[key] = life
         self._watchers[key] = weakref.ref(storage, lambda _: self._dies(key))
         self.trace.lives.append(life)
+        self.level += life.bytes
         return life
 
     def _dies(self, key: int) -> None:
@@ -133,6 +143,7 @@ class Tracer(TorchDispatchMode):
         self._watchers.pop(key, None)
         if life is None:
             return
+        self.level -= life.bytes
         life.died = len(self.trace.moments)
         if self._taking_over is not None and self._taking_over[0] is life and self._taking_over[1] == life.died - 1:
             life.died -= 1

@@ -1,0 +1,63 @@
+"""A model's failure while it is traced, told once and in the user's terms."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException
+
+from sash.cost._scopes import Scopes
+from sash.cost._shapes import explain_shape_failure
+from sash.errors import ModelError, SashError, TraceError
+
+_OURS = str(Path(__file__).parent)
+_TORCH = str(Path(torch.__file__).parent)
+
+
+def explain(error: BaseException, scopes: Scopes, real: bool) -> SashError:
+    """The error to raise for what the model's step raised."""
+    if isinstance(error, SashError):
+        return error
+    line = _users_line(error)
+    layer = scopes.current or "the model"
+    cause = _cause(error)
+    if isinstance(cause, (DataDependentOutputException, DynamicOutputShapeException)):
+        operator = str(getattr(cause, "func", "")).rsplit(".", 1)[0] or "an operator"
+        return TraceError(
+            f"{layer} needs the value of a tensor to go on ({operator}), and a forecast has only shapes.{line} "
+            "Make the step independent of values there, or trace it on real tensors: real=True, on the command line --real."
+        )
+    if isinstance(cause, (UnsupportedOperatorException, NotImplementedError)):
+        operator = getattr(cause, "func", None) or cause
+        return TraceError(
+            f"{layer} uses {operator}, which has no kernel for tensors without data.{line} "
+            "Register one with torch.library.register_fake, or trace it on real tensors: real=True, on the command line --real."
+        )
+    told = explain_shape_failure(scopes.calls, error)
+    if told is not None:
+        return told
+    first = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+    wrong_device = "is on meta" in str(error) or "meta is not on the expected device" in str(error) or "Expected all tensors to be on the same device" in str(error)
+    hint = " Some tensors of the model or its inputs are on another device; put them all on the CPU." if wrong_device else ""
+    return ModelError(f"{layer} raised {type(error).__name__}: {first}.{line}{hint}".replace("..", "."))
+
+
+def _cause(error: BaseException) -> BaseException:
+    kinds = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, kinds):
+            return at
+        at = at.__cause__ or at.__context__
+    return error
+
+
+def _users_line(error: BaseException) -> str:
+    """Where in the user's own code, or in their library's, the failure was: the last line outside torch and sash."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith((_OURS, _TORCH, "<"))]
+    if not frames:
+        return ""
+    frame = frames[-1]
+    return f" It happened at {frame.filename}:{frame.lineno}: {(frame.line or '').strip()}."
