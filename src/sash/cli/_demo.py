@@ -31,7 +31,7 @@ _MULTIPLE = 16
 @guarded
 def demo(
     photo: Annotated[Path | None, typer.Option(help="A picture of your own; without it, the photograph that matplotlib ships.")] = None,
-    side: Annotated[int, typer.Option(min=64, help="Pixels along the longer side of what is cut from its middle.")] = 256,
+    side: Annotated[int, typer.Option(min=64, help="Pixels along the longer side of what is cut from its middle.")] = 352,
     html: Annotated[Path, typer.Option(help="Where to write the report.")] = Path("report.html"),
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
