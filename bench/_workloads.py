@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ Inputs = tuple[Tensor, ...] | dict[str, Tensor]
 
 BF16 = torch.bfloat16
 
+torchvision = import_torchvision()
+
 
 @dataclass(frozen=True)
 class Row:
@@ -26,7 +28,7 @@ class Row:
     """Makes the model, in train mode; imports its library when called."""
     inputs: Callable[[], Inputs]
     train: bool = False
-    optimizer: Callable[[Iterator[nn.Parameter]], optim.Optimizer] | None = None
+    optimizer: Callable[[Iterable[nn.Parameter]], optim.Optimizer] | None = None
     autocast: torch.dtype | None = None
     accumulate: int = 1
 
@@ -53,18 +55,13 @@ def tokens(batch: int, length: int, words: int, **extra: Callable[[], Tensor]) -
 def tv(name: str, **arguments: Any) -> Callable[[], nn.Module]:
     """A torchvision architecture by name, in torchvision's own defaults."""
 
-    def factory() -> nn.Module:
-        models = import_torchvision().models
-        return models.get_model(name, weights=None, **arguments)
-
-    return factory
+    return lambda: torchvision.models.get_model(name, weights=None, **arguments)
 
 
 def tm(name: str, **arguments: Any) -> Callable[[], nn.Module]:
     """A timm architecture by name."""
 
     def factory() -> nn.Module:
-        import_torchvision()
         import timm
 
         return timm.create_model(name, pretrained=False, **arguments)
@@ -76,7 +73,6 @@ def hf(model: str, config: str, **arguments: Any) -> Callable[[], nn.Module]:
     """A transformers architecture from its configuration."""
 
     def factory() -> nn.Module:
-        import_torchvision()
         import transformers
 
         return getattr(transformers, model)(getattr(transformers, config)(**arguments))
@@ -234,8 +230,3 @@ OWN = (
 
 WORKLOADS: dict[str, Row] = {row.name: row for row in (*CONVOLUTIONS, *TRANSFORMERS, *OWN)}
 """Every row, by name."""
-
-
-def build(name: str) -> nn.Module:
-    """The model of a row, for a process that is given its name only."""
-    return WORKLOADS[name].make()[0]
