@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from sash.errors import MeasureError
+
 IMAGE = "1x3x16x16"
 
 
@@ -195,3 +197,22 @@ def test_debug_lets_the_traceback_through(sash):
 @pytest.mark.parametrize("words", [(), ("forecast", "my_model.py:Net"), ("forecast",), ("measure", "x:y", "--runs", "0"), ("nonsense",)])
 def test_words_that_are_missing_or_wrong_end_with_exit_code_2(sash, words):
     assert sash(*words).exit_code == 2
+
+
+def test_a_measurement_that_died_ends_with_exit_code_1(sash, monkeypatch):
+    def died(*args, **kwargs):
+        raise MeasureError("the measuring process was killed")
+
+    monkeypatch.setattr("sash.cost.measure", died)
+    result = sash("measure", "my_model.py:Net", "--input", IMAGE)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == "sash: the measuring process was killed"
+
+
+def test_a_fault_of_sash_is_no_wrong_use(sash, monkeypatch):
+    monkeypatch.setattr("sash.cost.forecast", lambda *args, **kwargs: 1 / 0)
+    result = sash("forecast", "my_model.py:Net", "--input", IMAGE)
+    assert result.exit_code == 70
+    assert "ZeroDivisionError" in result.stderr
+    assert "--debug" in result.stderr
+    assert "Traceback" not in result.stderr

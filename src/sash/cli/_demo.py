@@ -9,7 +9,6 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console, Group
-from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -42,8 +41,10 @@ def demo(
     say(f"One training step on {path.name}, {image.shape[3]} x {image.shape[2]} pixels: forecast, then measured in a process of its own.")
     pairs = run(image)
     report.compare_to_html(pairs, html)
-    lines = [Padding(Text(f"{number}. {line}"), (0, 2)) for number, line in enumerate(reasons(pairs), 1)]
-    show(Group(totals(pairs), Text(), layers(pairs), Text(), *lines, Text()))
+    lines = Table.grid(padding=(0, 1))
+    for number, line in enumerate(reasons(pairs), 1):
+        lines.add_row(f"{number}.", Text(line))
+    show(Group(totals(pairs), Text(), layers(pairs), Text(), lines, Text()))
     say(f"wrote {html}: open it in a browser for the memory timeline of both.")
 
 
@@ -101,7 +102,10 @@ def totals(pairs: Sequence[Pair]) -> Table:
         bound = "≤ " if name.startswith("growth") else ""
         table.add_row(name, *(cell for forecast, measured in pairs for cell in (bound + shown(forecast), shown(measured))))
     table.add_row("error of the peak", *(cell for pair in pairs for cell in (f"{_error(*pair):+.2%}", "")))
-    table.add_row("seconds", *(cell for forecast, measured in pairs for cell in (f"{forecast.forecast_s:.2f}", f"{measured.wall_s:.2f}")))
+    table.add_row(
+        "seconds: of forecasting, of the step",
+        *(cell for forecast, measured in pairs for cell in (f"{forecast.forecast_s:.2f}", f"{measured.wall_s:.2f}")),
+    )
     return table
 
 
@@ -148,7 +152,7 @@ def _outermost(found: Cost) -> list[str]:
 
 
 def _error(forecast: Forecast, measured: Measurement) -> float:
-    # Plus 0.0, so that a rounded nothing has no minus sign.
+    # Zero is added so that a rounded nothing has no minus sign.
     return round(forecast.peak_bytes / measured.peak_bytes - 1, 4) + 0.0
 
 
