@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from pathlib import Path
 
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException
 
+from sash.cost._hints import hint
 from sash.cost._scopes import Scopes
 from sash.cost._shapes import explain_shape_failure
 from sash.errors import ModelError, SashError, TraceError
@@ -29,19 +31,20 @@ def explain(error: BaseException, scopes: Scopes, real: bool) -> SashError:
             f"{layer} needs the value of a tensor to go on ({operator}), and a forecast has only shapes.{line} "
             "Make the step independent of values there, or trace it on real tensors: real=True, on the command line --real."
         )
-    if isinstance(cause, (UnsupportedOperatorException, NotImplementedError)):
-        operator = getattr(cause, "func", None) or cause
+    # A custom_op says so with a plain RuntimeError.
+    unregistered = re.search(r"no fake impl registered for <CustomOpDef\(([^)]*)\)>", str(error))
+    if unregistered or isinstance(cause, (UnsupportedOperatorException, NotImplementedError)):
+        operator = unregistered[1] if unregistered else getattr(cause, "func", None) or cause
         return TraceError(
-            f"{layer} uses {operator}, which has no kernel for tensors without data.{line} "
+            f"{layer} uses {operator}, which has no fake kernel, one for tensors without data.{line} "
             "Register one with torch.library.register_fake, or trace it on real tensors: real=True, on the command line --real."
         )
     told = explain_shape_failure(scopes.calls, error)
     if told is not None:
         return told
     first = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-    wrong_device = "is on meta" in str(error) or "meta is not on the expected device" in str(error) or "Expected all tensors to be on the same device" in str(error)
-    hint = " Some tensors of the model or its inputs are on another device; put them all on the CPU." if wrong_device else ""
-    return ModelError(f"{layer} raised {type(error).__name__}: {first}.{line}{hint}".replace("..", "."))
+    fix = hint(error, scopes.calls, scopes.current)
+    return ModelError(f"{layer} raised {type(error).__name__}: {first}.{line}{' ' + fix if fix else ''}".replace("..", "."))
 
 
 def _cause(error: BaseException) -> BaseException:
