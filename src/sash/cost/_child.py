@@ -44,6 +44,8 @@ def main() -> None:
     for name in order["modules"]:
         importlib.import_module(name)
     try:
+        if order["source"]:
+            ModelSource(order["source"]).import_module()
         answer = _measure()
     except SashError as error:
         answer = {"error": str(error)}

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from sash.cost._results import Block, Category, Environment, LayerCost, Measurement, Moment, Phase, Timeline
+from sash.cost._source import ModelSource
 from sash.cost._transport import Parcel, modules_of
 from sash.cost._workload import Workload
 from sash.errors import InputError, MeasureError, ModelError
@@ -68,7 +69,8 @@ def _timeline(found: dict[str, Any]) -> Timeline:
 
 def _run(work: Workload, parcel: Parcel, allocator: str) -> dict[str, Any]:
     answer_in, answer_out = os.pipe()
-    order = {"modules": modules_of(work), "path": sys.path, "threads": torch.get_num_threads(), "answer": answer_out}
+    source = work.model.text if isinstance(work.model, ModelSource) else None
+    order = {"modules": modules_of(work), "source": source, "path": sys.path, "threads": torch.get_num_threads(), "answer": answer_out}
     environment = {**os.environ, **_ALLOCATORS[allocator]}
     child = subprocess.Popen(
         [sys.executable, "-m", "sash.cost._child"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, stdout=sys.stderr.fileno() if _has_stderr() else None,

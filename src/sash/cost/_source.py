@@ -56,6 +56,12 @@ class ModelSource:
         return model
 
 
+    def import_module(self) -> None:
+        """Import the file or module, without making the model; raises as `load` does."""
+        where, _, _ = _parse(self.text)
+        _module(where)
+
+
 @dataclass(frozen=True, slots=True)
 class FunctionSource:
     """A function named by text, found when it is first called: it travels between processes as its text."""
