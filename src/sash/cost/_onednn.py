@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 _CALLS = {
     "version": "",
@@ -40,13 +41,16 @@ _CALLS = {
     "deconvolution_backward_data_primitive_desc_create": "ppippppppppp",
     "deconvolution_backward_weights_primitive_desc_create": "ppipppppppppp",
     "matmul_primitive_desc_create": "ppppppp",
+    "lstm_forward_primitive_desc_create": "ppii" + "p" * 11 + "ip",
+    "lstm_backward_primitive_desc_create": "ppii" + "p" * 22 + "ipp",
 }
 """Arguments of each function: p a pointer, i an int (an enum)."""
 _DIMS = ctypes.c_int64 * 12  # dnnl_dims_t
 _TYPES = {torch.float16: 1, torch.bfloat16: 2, torch.float32: 3, torch.float64: 7}
 _ANY_LAYOUT = 1
-_SRC, _DIFF_SRC, _WEIGHTS, _DIFF_WEIGHTS, _DST, _DIFF_DST, _SCRATCHPAD = 129, 130, 131, 132, 133, 134, 136
-_FORWARD = 64
+_SRC, _DIFF_SRC, _WEIGHTS, _DIFF_WEIGHTS, _DST, _DIFF_DST, _WORKSPACE, _SCRATCHPAD = 129, 130, 131, 132, 133, 134, 135, 136
+_FORWARD, _INFERENCE, _BACKWARD = 64, 96, 128
+_LEFT_TO_RIGHT = 1
 _DIRECT = {"convolution": 0x1, "deconvolution": 0xA}
 
 
@@ -63,6 +67,8 @@ class Plan:
     result_layout: str
     """`"plain"` as torch lays a contiguous tensor out, `"channels last"`, or `"blocked"`."""
     scratchpad: int
+    workspace: int = 0
+    """What training keeps for backward."""
 
 
 def available() -> bool:
@@ -152,8 +158,55 @@ def _convolution(direction, transposed, source, weight, destination, bias, strid
         layout = "plain" if library.memory_desc_equal(found[2], make(result_shape, dtype, "plain")) else "blocked"
         if layout == "blocked" and direction != "weights" and library.memory_desc_equal(found[2], make(result_shape, dtype, "channels last")):
             layout = "channels last"
-        scratchpad = library.memory_desc_get_size(library.primitive_desc_query_md(primitive, _SCRATCHPAD, 0))
-        return Plan(copies[0], copies[1], sizes[2], layout, scratchpad)
+        return Plan(copies[0], copies[1], sizes[2], layout, make.size(primitive, _SCRATCHPAD))
+
+
+def matmul_scratchpad(left: Tensor, right: Tensor, result: Tensor) -> int | None:
+    """Scratchpad of a plain matrix product of these sizes, strides and types; None where oneDNN has none."""
+    if not available():
+        return None
+    rows = [(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype) for tensor in (left, right, result)]
+    return _matmul_scratchpad(*rows, torch.get_num_threads())
+
+
+@lru_cache(maxsize=8192)
+def _matmul_scratchpad(left, right, result, threads) -> int | None:
+    library = _library()
+    assert library is not None
+    with _descriptors(library) as make:
+        operands = [make.strided(*row) for row in (left, right, result)]
+        primitive = make.primitive("matmul", operands[0], operands[1], None, operands[2], _attributes(library))
+        return None if primitive is None else make.size(primitive, _SCRATCHPAD)
+
+
+def lstm(length: int, batch: int, features: int, hidden: int, dtype: torch.dtype, training: bool, backward: bool = False) -> Plan | None:
+    """Weights, workspace and scratchpad of one direction of one LSTM layer; None where oneDNN has none."""
+    return _lstm(length, batch, features, hidden, dtype, training, backward, torch.get_num_threads()) if available() else None
+
+
+@lru_cache(maxsize=1024)
+def _lstm(length, batch, features, hidden, dtype, training, backward, threads) -> Plan | None:
+    library = _library()
+    assert library is not None
+    with _descriptors(library) as make:
+        def states() -> list[int]:
+            layer, state = make((length, batch, features), dtype, "plain"), make((1, 1, batch, hidden), dtype, "plain")
+            weights = [make((1, 1, size, 4, hidden), dtype, "any") for size in (features, hidden)]
+            return [layer, state, state, *weights, 0, 0, make((1, 1, 4, hidden), dtype, "plain"), make((length, batch, hidden), dtype, "plain"), state, state]
+
+        plain = [make.strided((1, 1, size, 4, hidden), (0, 0, 1, size * hidden, size), dtype) for size in (features, hidden)]
+        attributes = _attributes(library)
+        primitive = make.primitive("lstm_forward", _FORWARD if training else _INFERENCE, _LEFT_TO_RIGHT, *states(), 0, attributes)
+        if primitive is not None and backward:
+            primitive = make.primitive("lstm_backward", _BACKWARD, _LEFT_TO_RIGHT, *states(), *states(), 0, primitive, attributes)
+        if primitive is None:
+            return None
+        copies = []
+        for index, one in enumerate(plain):
+            found = library.primitive_desc_query_md(primitive, _WEIGHTS, index)
+            copies.append(0 if library.memory_desc_equal(found, one) else library.memory_desc_get_size(found))
+        workspace = make.size(primitive, _WORKSPACE) if training else 0
+        return Plan(copies[0], copies[1], 0, "plain", make.size(primitive, _SCRATCHPAD), workspace)
 
 
 class _Make:
@@ -173,10 +226,20 @@ class _Make:
             strides, step = [0] * len(shape), 1
             for axis in reversed(list(order)):
                 strides[axis], step = step, step * shape[axis]
-            status = self._library.memory_desc_create_with_strides(ctypes.byref(made), len(shape), dims, _TYPES[dtype], _DIMS(*strides))
+            return self.strided(shape, strides, dtype)
         assert status == 0 and made.value, (shape, dtype, layout, status)
         self.memory.append(made.value)
         return made.value
+
+    def strided(self, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> int:
+        made = ctypes.c_void_p()
+        status = self._library.memory_desc_create_with_strides(ctypes.byref(made), len(shape), _DIMS(*shape), _TYPES[dtype], _DIMS(*strides))
+        assert status == 0 and made.value, (shape, strides, dtype, status)
+        self.memory.append(made.value)
+        return made.value
+
+    def size(self, primitive: int, role: int) -> int:
+        return self._library.memory_desc_get_size(self._library.primitive_desc_query_md(primitive, role, 0))
 
     def primitive(self, name: str, *arguments) -> int | None:
         made = ctypes.c_void_p()

@@ -7,39 +7,16 @@ own layouts and scratchpads are asked of oneDNN (`_onednn`); which kernel runs i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from sash.cost import _onednn
+from sash.cost._ledger import Ledger, copy_bytes
 from sash.cost._onednn import Plan
 
-
 _ONEDNN = ("Mkldnn", "MkldnnTranspose")
-
-
-class Ledger:
-    """Adds up what is alive inside a kernel, and remembers the most."""
-
-    def __init__(self) -> None:
-        self.level = 0
-        self.peak = 0
-
-    def take(self, *sizes: int) -> None:
-        """These are allocated."""
-        self.level += sum(sizes)
-        self.peak = max(self.peak, self.level)
-
-    def give(self, *sizes: int) -> None:
-        """These are freed."""
-        self.level -= sum(sizes)
-
-    def beyond(self, results: int) -> int:
-        """The most that was alive beside the kernel's results, had they all been there from the start."""
-        return max(self.peak - results, 0)
 
 
 def forward_scratch(args: tuple, kwargs: dict, output: Tensor) -> int | None:
@@ -51,7 +28,7 @@ def forward_scratch(args: tuple, kwargs: dict, output: Tensor) -> int | None:
         plan = call.plan("forward", output.shape)
         if plan is None:
             return None
-        copies = [_copy(call.input, call.format), _copy(call.weight, call.format)]
+        copies = [copy_bytes(call.input, call.format), copy_bytes(call.weight, call.format)]
         ledger.take(*copies)
         if call.channels_last:
             ledger.take(output.nbytes, plan.scratchpad, plan.first, plan.second)
@@ -73,7 +50,7 @@ def backward_scratch(args: tuple, kwargs: dict, outputs: tuple[Tensor | None, ..
     ledger = Ledger()
     if backend not in _ONEDNN:
         return _native_backward(call, backend, gradient, outputs)
-    copies = [_copy(tensor, call.format) for tensor in (gradient, input, weight)]
+    copies = [copy_bytes(tensor, call.format) for tensor in (gradient, input, weight)]
     ledger.take(*copies)
     if mask[0]:
         plan = call.plan("data", gradient.shape)
@@ -98,7 +75,7 @@ def backward_scratch(args: tuple, kwargs: dict, outputs: tuple[Tensor | None, ..
         ledger.take(bias)
         plain = call.weight.nbytes
         _to_dense(ledger, plan, plain, keep=True)
-        if call.channels_last and not _is_last_anyway(call.weight):
+        if call.channels_last:
             ledger.take(plain)
     return ledger.beyond(sum(results))
 
@@ -171,17 +148,6 @@ def _backend(call: _Call, bias_sizes: Sequence[int] | None = None) -> str:
     )
     # torch does not name oneDNN's transposed kernel to Python.
     return "MkldnnTranspose" if found.name == "???" and transposed else found.name
-
-
-def _copy(tensor: Tensor, format: torch.memory_format) -> int:
-    """Bytes of a copy in the wanted layout; 0 where the tensor already lies so."""
-    if format is torch.contiguous_format or tensor.dim() == 3:
-        return 0 if tensor.is_contiguous() else tensor.numel() * tensor.element_size()
-    return 0 if tensor.is_contiguous(memory_format=format) else tensor.numel() * tensor.element_size()
-
-
-def _is_last_anyway(weight: Tensor) -> bool:
-    return False
 
 
 def _to_dense(ledger: Ledger, plan: Plan, plain: int, keep: bool = False) -> None:

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from sash.cost._macs import operator_macs
 from sash.cost._results import Category, Moment, Phase
 from sash.cost._scopes import Scopes
-from sash.cost._scratch import kernel_scratch
+from sash.cost._scratch import kept_bytes, kernel_scratch
 
 _QUIET = frozenset({"prim.device.default", "aten.detach.default", "aten.alias.default", "aten.lift_fresh.default"})
 """Operators that only look: they make no moment of their own."""
@@ -96,9 +96,10 @@ class Tracer(TorchDispatchMode):
                 # Same storage in, same storage out: the fake kernel would only check shapes that forward and backward have made.
                 self._moment(func)
                 return args[0]
-        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd") and torch.is_inference_mode_enabled():
+        if torch.is_inference_mode_enabled() and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
             with self:
-                return func.decompose(*args, **kwargs)
+                # Not func.decompose: that prefers Python decompositions, which the real kernels do not run.
+                return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         if self.adopt:
             for tensor in tree_leaves((args, kwargs)):
                 if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._alive:
@@ -155,6 +156,11 @@ class Tracer(TorchDispatchMode):
             # If the first one dies right after, it was free to be taken over.
             first = self._alive.get(args[0].untyped_storage()._cdata)
             self._taking_over = (first, moment) if first is not None else None
+        for place, size in kept_bytes(func, args, kwargs, outputs).items():
+            kept = self.life_of(outputs[place] if isinstance(outputs, (tuple, list)) else outputs)
+            if kept is not None:
+                self.level += size - kept.bytes
+                kept.bytes = size
         scratch = kernel_scratch(func, args, kwargs, outputs)
         if scratch is None:
             self.trace.unknown.add(at.operator)
