@@ -1,11 +1,13 @@
-"""One question about one workload, answered in a process of its own: `python bench/_probe.py forecast resnet50-b8-train`.
+"""Everything about one workload, asked in a process of its own: `python bench/_probe.py row resnet18-b1-infer 3 1`.
 
-A forecast runs where no step has run, so that neither its time nor its memory can lean on one. The last line printed is JSON.
+The forecast comes first, in a process that has run no step, so that neither its time nor its memory can lean on one; then sash's
+measurements, each in a fresh process that nothing runs beside. Last, and at the same time, the peers (here) and the true peak (in a process
+without sash).
+The last line printed is JSON.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import statistics
@@ -17,28 +19,46 @@ from typing import Any
 
 import _models
 import torch
-from _peers import memtracker_peak, torchinfo_peak
-from _step import SumOfMeans
-from _truth import THREADS, true_peak
-from _workloads import WORKLOADS, Row
+from _truth import THREADS, answer, start
+from _workloads import WORKLOADS, Row, tv
 
 import sash
 
 HUGE = "2800x3x256x256"
 """Images of a U-Net's training step that needs more than 500 GB."""
-ROUNDS = 7
+ROUNDS = 5
 
 
-def forecast(row: Row) -> dict[str, Any]:
-    """sash's forecast, the seconds it took and by how much resident memory rose meanwhile."""
-    model, inputs = row.make()
-    return _forecast(_work(row, model, inputs))
+def row(name: str, runs: int, mapped_runs: int) -> dict[str, Any]:
+    """Forecast, measurements, truth and peers of a workload; `{"error": reason}` in the place of each that failed."""
+    asked = WORKLOADS[name]
+    model, inputs = asked.make()
+    work = _work(asked, model, inputs)
+    found = {
+        "library": asked.library,
+        "architecture": type(model).__name__,
+        "forecast": _attempt(lambda: _forecast(work)),
+        "measure": _attempt(lambda: _measure(work, runs, mapped_runs)),
+    }
+    truth = start(name)
+    # They import a good part of torch, which a forecast must not find imported.
+    from _peers import memtracker_peak, torchinfo_peak
+
+    for peer, peak in (("memtracker", memtracker_peak), ("torchinfo", torchinfo_peak)):
+        found[peer] = _attempt(lambda peak=peak: {"peak_bytes": peak(asked)})
+    return {**found, "truth": answer(truth)}
 
 
-def measure(row: Row, runs: int, mapped_runs: int) -> dict[str, Any]:
+def _attempt(question: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The answer, or the reason that there is none: one peer's failure takes no other answer with it."""
+    try:
+        return question()
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _measure(work: sash.Workload, runs: int, mapped_runs: int) -> dict[str, Any]:
     """sash's measurements, the two allocators in turn; every run is a fresh process."""
-    # The same loss as sash's own, but named, so that the measuring process imports this bench, and with it torchvision, first.
-    work = dataclasses.replace(_work(row, *row.make()), loss=SumOfMeans())
     found: dict[str, list[dict[str, Any]]] = {"default": [], "mapped": []}
     for turn in range(max(runs, mapped_runs)):
         for allocator, wanted in (("default", runs), ("mapped", mapped_runs)):
@@ -56,7 +76,7 @@ def huge() -> dict[str, Any]:
 def batches() -> dict[str, Any]:
     """Median seconds of forecasts for batch 1 and batch 1024, taken in turn, and their ratio."""
     seconds: dict[int, list[float]] = {1: [], 1024: []}
-    model = WORKLOADS["resnet50-b8-train"].make()[0]
+    model = tv("resnet50")()
     for turn in range(ROUNDS + 1):
         for batch, taken in seconds.items():
             started = time.perf_counter()
@@ -68,6 +88,10 @@ def batches() -> dict[str, Any]:
 
 
 def _work(row: Row, model: Any, inputs: Any) -> sash.Workload:
+    if row.library != "own":
+        from _torchvision import BesideTorchvision
+
+        model = BesideTorchvision(model)
     return sash.Workload(model, inputs, train=row.train, optimizer=row.optimizer, autocast=row.autocast, accumulate=row.accumulate)
 
 
@@ -95,21 +119,10 @@ def _highest_resident(reset: bool = False) -> int:
     return int(found[1]) * 1024
 
 
-def _peer(peak: Callable[[Row], int]) -> Callable[[Row], dict[str, Any]]:
-    return lambda row: {"peak_bytes": peak(row)}
-
-
 def main() -> None:
     torch.set_num_threads(THREADS)
     what, *rest = sys.argv[1:]
-    roles: dict[str, Callable[[Row], dict[str, Any]]] = {
-        "forecast": forecast,
-        "measure": lambda row: measure(row, int(rest[1]), int(rest[2])),
-        "truth": true_peak,
-        "memtracker": _peer(memtracker_peak),
-        "torchinfo": _peer(torchinfo_peak),
-    }
-    found = roles[what](WORKLOADS[rest[0]]) if what in roles else {"huge": huge, "batches": batches}[what]()
+    found = row(rest[0], int(rest[1]), int(rest[2])) if what == "row" else {"huge": huge, "batches": batches}[what]()
     print(json.dumps(found))
 
 

@@ -6,11 +6,13 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from _workloads import Inputs, Row
 from torch import Tensor, nn, optim
+
+if TYPE_CHECKING:
+    from _workloads import Inputs, Row
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -31,8 +33,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 class SumOfMeans:
     """The loss of every row: the means of all floating outputs, summed; an output that is returned twice counts once.
 
-    An object, not a function: sash's measuring process imports the module of an object's class before it starts to count, and this
-    bench has to be imported before anything that needs torchvision.
+    An object, not a function: sash's measuring process imports the module of an object's class before it starts to count.
     """
 
     def __call__(self, outputs: Any) -> Tensor:

@@ -1,137 +1,157 @@
-"""From the bench's rows to the figures that the project promises: tables only, nothing is run."""
+"""From the bench's rows to the figures that the project promises: numbers only, nothing is run or printed."""
 
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-type_of_rows = dict[str, dict[str, Any]]
+RowsByName = dict[str, dict[str, Any]]
 
 PEAKS = {"sash": "forecast", "MemTracker": "memtracker", "torchinfo": "torchinfo"}
+"""Who forecasts a peak, and the answer that holds it."""
+ANSWERS = (*PEAKS.values(), "truth", "measure")
+
 UNDER = -0.005
 """A forecast this far below the truth counts as an under-estimate."""
+PEAK_MEDIAN, PEAK_P95, PEAK_WORST = 0.003, 0.015, 0.03
+PROCESS_SLACK = 0.15
+MAPPED_WORST = 0.03
+FORECAST_MEDIAN_S, FORECAST_WORST_S = 1.5, 10.0
+EXTRA_BYTES = 400e6
+HUGE_BYTES = 500e9
+BATCH_RATIO = 0.1
 
 
-def errors(rows: type_of_rows, key: str) -> dict[str, float]:
+def errors(rows: RowsByName, key: str) -> dict[str, float]:
     """Relative error of a peak by workload, where both the peak and the truth are known."""
-    return {
-        name: row[key]["peak_bytes"] / row["truth"]["peak_bytes"] - 1
-        for name, row in rows.items()
-        if "error" not in row[key] and "error" not in row["truth"]
-    }
+    return {name: row[key]["peak_bytes"] / row["truth"]["peak_bytes"] - 1 for name, row in rows.items() if _known(row, key, "truth")}
 
 
-def summarise(rows: type_of_rows, scaling: dict[str, Any]) -> dict[str, Any]:
-    """The figures of the table of aims, as numbers; relative figures are fractions of the truth."""
-    forecasts = [row["forecast"] for row in rows.values() if "error" not in row["forecast"]]
-    slacks = list(_ratios(rows, "process_bytes", "default"))
-    mapped = list(_ratios(rows, "mapped_bytes", "mapped"))
-    summary: dict[str, Any] = {
+def slacks(row: dict[str, Any]) -> list[float]:
+    """`process_bytes` over each measured growth, minus 1; negative where the process grew past the forecast."""
+    return list(_ratios({"": row}, "process_bytes", "default"))
+
+
+def mapped_errors(row: dict[str, Any]) -> list[float]:
+    """`mapped_bytes` over each measured growth with every block mapped, minus 1."""
+    return list(_ratios({"": row}, "mapped_bytes", "mapped"))
+
+
+def step_s(row: dict[str, Any]) -> float | None:
+    """Median seconds of a measured step, default allocator; None where none was measured."""
+    return _median(run["wall_s"] for run in row["measure"].get("default", ()))
+
+
+def summarise(rows: RowsByName, scaling: dict[str, Any]) -> dict[str, Any]:
+    """The figures of the table of aims, as numbers; relative figures are fractions of what was measured."""
+    forecasts = [row["forecast"] for row in rows.values() if _known(row, "forecast")]
+    process = [slack for row in rows.values() for slack in slacks(row)]
+    mapped = [error for row in rows.values() for error in mapped_errors(row)]
+    classes = {(row["library"], row["architecture"]) for row in rows.values() if row["architecture"]}
+    summary = {
         "workloads": len(rows),
+        "architectures": len(classes),
+        "architectures_by_library": dict(Counter(library for library, _ in sorted(classes))),
         "peak_error": {who: _spread(errors(rows, key).values()) for who, key in PEAKS.items()},
         "under_estimates": {who: sum(error < UNDER for error in errors(rows, key).values()) for who, key in PEAKS.items()},
-        "failed": {who: sum("error" in row[key] for row in rows.values()) for who, key in PEAKS.items()},
+        "failed": {who: sum(not _known(row, key) for row in rows.values()) for who, key in PEAKS.items()},
         "measured_against_truth": _spread(_measured_errors(rows)),
-        "process_runs": len(slacks),
-        "process_runs_above_forecast": sum(slack < 0 for slack in slacks),
-        "process_slack": {**_spread(slacks), **({"median": statistics.median(slacks)} if slacks else {})},
+        "process_rows": sum(bool(slacks(row)) for row in rows.values()),
+        "process_rows_above_forecast": sum(min(slacks(row), default=0) < 0 for row in rows.values()),
+        "process_runs": len(process),
+        "process_slack": {**_spread(process), **({"median": statistics.median(process)} if process else {})},
         "mapped_runs": len(mapped),
         "mapped_error": _spread(mapped),
         "mapped_time_ratio": _spread(_time_ratios(rows)),
         "forecast_s": _spread(found["forecast_s"] for found in forecasts),
-        "step_s": _spread(row["truth"]["wall_s"] for row in rows.values() if "error" not in row["truth"]),
+        "step_s": _spread(seconds for row in rows.values() if (seconds := step_s(row)) is not None),
         "extra_bytes": _spread(found["extra_bytes"] for found in forecasts),
+        "misses": misses(rows),
+        **scaling,
     }
-    return {**summary, **scaling}
+    return {**summary, "missed_overall": list(_missed_overall(summary))}
 
 
-def print_rows(rows: type_of_rows) -> None:
-    """One line a workload: the true peak in MB, errors beside it, the process, the times."""
-    table = Table(title="Peak of one step, error against the allocator's true peak", title_justify="left")
-    table.add_column("workload")
-    for heading in ("true MB", *PEAKS, "process", "mapped", "forecast s", "step s", "extra MB"):
-        table.add_column(heading, justify="right")
-    for name, row in rows.items():
-        truth, found = row["truth"], row["forecast"]
-        process = list(_ratios({name: row}, "process_bytes", "default"))
-        mapped = list(_ratios({name: row}, "mapped_bytes", "mapped"))
-        table.add_row(
-            name,
-            "failed" if "error" in truth else f"{truth['peak_bytes'] / 1e6:.1f}",
-            *(_percent(errors({name: row}, key).get(name)) for key in PEAKS.values()),
-            _percent(min(process, default=None)),
-            _percent(max(mapped, key=abs, default=None)),
-            "failed" if "error" in found else f"{found['forecast_s']:.2f}",
-            "" if "error" in truth else f"{truth['wall_s']:.2f}",
-            "" if "error" in found else f"{found['extra_bytes'] / 1e6:.0f}",
-        )
-    console = Console(width=None if Console().is_terminal else 150)
-    console.print(table)
-    for name, row in rows.items():
-        for what, answer in row.items():
-            if "error" in answer:
-                console.print(f"{name}, {what}: {answer['error'][:300]}", markup=False, highlight=False)
+def misses(rows: RowsByName) -> dict[str, list[str]]:
+    """The bars that each row misses, in words; only rows that miss one."""
+    found = {name: list(_misses(row)) for name, row in rows.items()}
+    return {name: texts for name, texts in found.items() if texts}
 
 
-def print_summary(summary: dict[str, Any], made_on: dict[str, Any]) -> None:
-    """The figures beside their aims."""
-    table = Table(title=f"{summary['workloads']} workloads", title_justify="left")
-    for heading in ("figure", "aim", *PEAKS):
-        table.add_column(heading)
-    for part, aim in (("median", "≤ 0.3 %"), ("p95", "≤ 1.5 %"), ("worst", "≤ 3 %")):
-        cells = [_percent(summary["peak_error"][who].get(part)) for who in PEAKS]
-        table.add_row(f"allocator peak, absolute error, {part}", aim, *cells)
-    table.add_row("allocator peak, lowest … highest error", "", *(_range(summary["peak_error"][who]) for who in PEAKS))
-    table.add_row("under by more than 0.5 %", "none", *(str(summary["under_estimates"][who]) for who in PEAKS))
-    table.add_row("no answer", "none", *(str(summary["failed"][who]) for who in PEAKS))
-    above, runs = summary["process_runs_above_forecast"], summary["process_runs"]
-    table.add_row("process: runs that grew past the forecast", "none", f"{above} of {runs}")
-    table.add_row("process: slack, median", "≤ 15 %", _percent(summary["process_slack"].get("median")))
-    table.add_row("process: slack, lowest … highest", "", _range(summary["process_slack"]))
-    table.add_row("mapped: error, worst", "≤ 3 %", _percent(summary["mapped_error"].get("worst")))
-    table.add_row("mapped: lowest … highest error", "", _range(summary["mapped_error"]))
-    table.add_row("mapped: time of a step, median ratio", "stated", _number(summary["mapped_time_ratio"].get("median"), "× default"))
-    table.add_row("seconds of a forecast, median", "≤ 1.5", _number(summary["forecast_s"].get("median"), "s"))
-    table.add_row("seconds of a forecast, worst", "≤ 10", _number(summary["forecast_s"].get("worst"), "s"))
-    table.add_row("extra memory of a forecast, worst", "≤ 400 MB", _number(summary["extra_bytes"].get("worst"), "MB", 1e-6))
-    huge = summary.get("huge", {})
-    for label, key, aim in (("its peak", "peak_bytes", "≥ 500 GB"), ("its forecast's memory", "extra_bytes", "≤ 400 MB")):
-        text = _number(huge.get(key), "MB", 1e-6)
-        table.add_row(f"a step too large for any machine here: {label}", aim, huge.get("error", text))
-    batches = summary.get("batches", {})
-    table.add_row("seconds, batch 1024 over batch 1", "0.9 … 1.1", batches.get("error", _number(batches.get("ratio"), "×")))
-    measured = summary["measured_against_truth"].get("worst")
-    table.add_row("sash.measure's peak against the truth, worst", "exact", _percent(measured))
-    console = Console(width=None if Console().is_terminal else 150)
-    console.print(table)
-    versions = ", ".join(f"{name} {version}" for name, version in made_on["versions"].items())
-    console.print(f"{versions}; Python {made_on['python']}; {made_on['threads']} threads; {made_on['processor']}", highlight=False)
+def _misses(row: dict[str, Any]) -> Iterator[str]:
+    for answer in ANSWERS:
+        if not _known(row, answer) and answer in ("forecast", "truth", "measure"):
+            yield f"no {answer}: {row[answer]['error'][:300]}"
+    error = errors({"": row}, "forecast").get("", 0.0)
+    if abs(error) > PEAK_WORST:
+        yield f"peak {error:+.2%}, worst allowed ± {PEAK_WORST:.0%}"
+    elif error < UNDER:
+        yield f"peak {error:+.2%}, an under-estimate"
+    elif abs(error) > PEAK_P95:
+        yield f"peak {error:+.2%}, above the 95th percentile's {PEAK_P95:.1%}"
+    if (lowest := min(slacks(row), default=0.0)) < 0:
+        yield f"the process grew past the forecast: slack {lowest:+.2%}"
+    if abs(mapped := max(mapped_errors(row), key=abs, default=0.0)) > MAPPED_WORST:
+        yield f"mapped {mapped:+.2%}, worst allowed ± {MAPPED_WORST:.0%}"
+    if (seconds := row["forecast"].get("forecast_s", 0.0)) > FORECAST_WORST_S:
+        yield f"the forecast took {seconds:.1f} s"
+    if (extra := row["forecast"].get("extra_bytes", 0)) > EXTRA_BYTES:
+        yield f"the forecast took {extra / 1e6:.0f} MB"
 
 
-def _ratios(rows: type_of_rows, forecast: str, allocator: str) -> Iterator[float]:
-    """Forecast growth of the process over each measured one, minus 1; negative where the forecast was too small."""
+def _missed_overall(summary: dict[str, Any]) -> Iterator[str]:
+    """Bars over many rows, and those of the two questions about scale."""
+    peak = summary["peak_error"]["sash"]
+    if peak.get("median", 0.0) > PEAK_MEDIAN:
+        yield f"peak error, median {peak['median']:.2%}, at most {PEAK_MEDIAN:.1%}"
+    if peak.get("p95", 0.0) > PEAK_P95:
+        yield f"peak error, 95th percentile {peak['p95']:.2%}, at most {PEAK_P95:.1%}"
+    if (slack := summary["process_slack"].get("median", 0.0)) > PROCESS_SLACK:
+        yield f"process slack, median {slack:.1%}, at most {PROCESS_SLACK:.0%}"
+    if (seconds := summary["forecast_s"].get("median", 0.0)) > FORECAST_MEDIAN_S:
+        yield f"seconds of a forecast, median {seconds:.2f}, at most {FORECAST_MEDIAN_S}"
+    huge, batches = summary.get("huge", {}), summary.get("batches", {})
+    for what, found in (("a step too large", huge), ("batch 1 and 1024", batches)):
+        if "error" in found:
+            yield f"{what}: {found['error'][:300]}"
+    if huge.get("peak_bytes", HUGE_BYTES) < HUGE_BYTES:
+        yield f"the step too large for this machine needs {huge['peak_bytes'] / 1e9:.0f} GB, at least {HUGE_BYTES / 1e9:.0f} was meant"
+    if huge.get("extra_bytes", 0) > EXTRA_BYTES:
+        yield f"its forecast took {huge['extra_bytes'] / 1e6:.0f} MB, at most {EXTRA_BYTES / 1e6:.0f}"
+    if abs(batches.get("ratio", 1.0) - 1) > BATCH_RATIO:
+        yield f"seconds, batch 1024 over batch 1: {batches['ratio']:.2f}, within {BATCH_RATIO:.0%} of 1"
+
+
+def _known(row: dict[str, Any], *answers: str) -> bool:
+    return all("error" not in row[answer] for answer in answers)
+
+
+def _ratios(rows: RowsByName, forecast: str, allocator: str) -> Iterator[float]:
     for row in rows.values():
-        if "error" not in row["forecast"] and "error" not in row["measure"]:
+        if _known(row, "forecast", "measure"):
             for run in row["measure"][allocator]:
                 yield row["forecast"][forecast] / run["process_bytes"] - 1
 
 
-def _measured_errors(rows: type_of_rows) -> Iterator[float]:
+def _measured_errors(rows: RowsByName) -> Iterator[float]:
     for row in rows.values():
-        if "error" not in row["measure"] and "error" not in row["truth"]:
+        if _known(row, "measure", "truth"):
             for run in row["measure"]["default"]:
                 yield run["peak_bytes"] / row["truth"]["peak_bytes"] - 1
 
 
-def _time_ratios(rows: type_of_rows) -> Iterator[float]:
+def _time_ratios(rows: RowsByName) -> Iterator[float]:
     for row in rows.values():
-        if "error" not in row["measure"] and row["measure"]["default"] and row["measure"]["mapped"]:
-            default, mapped = (statistics.median(run["wall_s"] for run in row["measure"][kind]) for kind in ("default", "mapped"))
+        default, mapped = step_s(row), _median(run["wall_s"] for run in row["measure"].get("mapped", ()))
+        if default is not None and mapped is not None:
             yield mapped / default
+
+
+def _median(values: Iterable[float]) -> float | None:
+    known = list(values)
+    return statistics.median(known) if known else None
 
 
 def _spread(values: Iterable[float]) -> dict[str, float]:
@@ -147,15 +167,3 @@ def _spread(values: Iterable[float]) -> dict[str, float]:
         "lowest": signed[0],
         "highest": signed[-1],
     }
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:+.1%}" if abs(value) >= 0.1 else f"{value:+.2%}"
-
-
-def _range(spread: dict[str, float]) -> str:
-    return f"{_percent(spread['lowest'])} … {_percent(spread['highest'])}" if spread else ""
-
-
-def _number(value: float | None, unit: str, scale: float = 1.0) -> str:
-    return "" if value is None else f"{value * scale:.4g} {unit}"

@@ -3,8 +3,7 @@
     python bench/_truth.py resnet50-b8-train unet-b2-infer --json truth.json
     python bench/_truth.py --all --json truth.json
 
-Each workload runs in a fresh process: a warm-up step, a step with a clock, a step under the profiler. Workloads that the JSON file
-already has are skipped.
+Each workload runs in a fresh process: a warm-up step, then a step under the profiler. Workloads that the JSON file already has are skipped.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +22,11 @@ from _workloads import WORKLOADS, Row
 THREADS = 2
 
 
-def true_peak(row: Row) -> dict[str, float]:
-    """Bytes at the step's peak and before it, and the seconds of a step without the profiler."""
+def true_peak(row: Row) -> dict[str, int]:
+    """Bytes at the step's peak, before it, and left by it."""
     model, inputs = row.make()
     step, optimizer = make_step(row, model, inputs)
     step()
-    started = time.perf_counter()
-    step()
-    wall_s = time.perf_counter() - started
     static = storage_bytes(static_tensors(model, inputs, optimizer))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
@@ -41,15 +36,21 @@ def true_peak(row: Row) -> dict[str, float]:
     for event in sorted(events, key=lambda event: event.start_ns()):
         level += event.nbytes()
         peak = max(peak, level)
-    return {"peak_bytes": static + peak, "static_bytes": static, "left_bytes": level, "wall_s": wall_s}
+    return {"peak_bytes": static + peak, "static_bytes": static, "left_bytes": level}
 
 
-def in_child(name: str) -> dict[str, Any]:
-    """`true_peak` of a workload in a fresh process; `{"error": last line}` where it fails."""
-    done = subprocess.run([sys.executable, __file__, "--child", name], capture_output=True, text=True, check=False)
-    if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+def start(name: str) -> subprocess.Popen[str]:
+    """A fresh process that finds the `true_peak` of a workload."""
+    command = [sys.executable, "-W", "ignore", __file__, "--child", name]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def answer(child: subprocess.Popen[str]) -> dict[str, Any]:
+    """What the process found; `{"error": last line}` where it failed."""
+    out, complaint = child.communicate()
+    if child.returncode:
+        return {"error": (complaint.strip().splitlines() or [f"exit code {child.returncode}"])[-1]}
+    return json.loads(out.strip().splitlines()[-1])
 
 
 def main() -> None:
@@ -66,7 +67,7 @@ def main() -> None:
     found = json.loads(asked.json.read_text()) if asked.json and asked.json.exists() else {}
     for name in WORKLOADS if asked.all else asked.names:
         if "peak_bytes" not in found.get(name, {}):
-            found[name] = in_child(name)
+            found[name] = answer(start(name))
             if asked.json:
                 asked.json.write_text(json.dumps(found, indent=1))
         print(name, found[name], flush=True)

@@ -4,9 +4,9 @@
     python bench/forecast.py --quick                a dozen workloads, one measured run each; prints only
     python bench/forecast.py --only NAME            one workload (may be repeated); prints only
 
-Each workload is asked about in turn, every question in a fresh process: the forecast, the true allocator peak (profiler), the two
-peers, then sash's measurements with the two allocators. An interrupted run continues where it stopped, as long as sash's forecaster
-and this bench are unchanged.
+Each workload is asked about in turn, as bench/_probe.py says: sash's forecast in a fresh process, its measurements with the two
+allocators, the true allocator peak (profiler) and the two peers. An interrupted run continues where it stopped, as long as sash's
+forecaster and this bench are unchanged.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ import json
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
-from _summary import print_rows, print_summary, summarise
+from _summary import ANSWERS, summarise
+from _tables import print_misses, print_rows, print_summary
 from _truth import THREADS
 from _workloads import WORKLOADS
 
@@ -29,16 +31,16 @@ BENCH = Path(__file__).resolve().parent
 RESULT = BENCH / "results" / "forecast.json"
 PARTIAL = BENCH / "results" / "forecast.partial.json"
 QUICK = (
-    "resnet18-b1-infer", "mobilenet_v2-b8-infer", "mobilenet_v2-b8-train", "densenet121-b4-infer", "convnext_tiny-b4-train",
-    "swin_t-b2-train", "bert-b8-infer", "gpt2-b2-bf16-infer", "unet-b2-adam-train", "lstm-b32-adam-train", "circular-b16-infer",
+    "resnet18-b1-infer", "mobilenet_v2-b8-infer", "efficientnet_b0-b4-adam-train", "densenet121-b4-infer", "convnext_tiny-b2-train",
+    "swin_t-b2-infer", "bert-b8-infer", "gpt2-b2-bf16-infer", "unet-b1-adam-train", "lstm-b32-adam-train", "circular-b16-infer",
     "spectral-b4-adam-train",
 )  # fmt: skip
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "torchinfo", "sash")
-LIMIT_S = 900
+LIMIT_S = 600
 
 
 def ask(*words: str) -> dict[str, Any]:
-    """The answer of `_probe.py`; `{"error": reason}` where it failed or took longer than 15 minutes."""
+    """The answer of `_probe.py`; `{"error": reason}` where it failed or took too long."""
     command = [sys.executable, "-W", "ignore", str(BENCH / "_probe.py"), *words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S)
@@ -49,10 +51,9 @@ def ask(*words: str) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def ask_all(name: str, runs: int, mapped_runs: int) -> dict[str, Any]:
-    """Everything about one workload."""
-    row = {what: ask(what, name) for what in ("forecast", "truth", "memtracker", "torchinfo")}
-    return {**row, "measure": ask("measure", name, str(runs), str(mapped_runs))}
+def complete(found: dict[str, Any]) -> dict[str, Any]:
+    """A row whose process died has the reason in the place of every answer."""
+    return found if "error" not in found else {"library": "", "architecture": "", **dict.fromkeys(ANSWERS, found)}
 
 
 def setting() -> dict[str, Any]:
@@ -88,10 +89,11 @@ def main() -> None:
     made_on = setting()
     key = {**made_on, "code": code_digest(), "runs": [runs, mapped_runs]}
     rows = read_partial(key) if whole else {}
+    started = time.perf_counter()
     for number, name in enumerate(names, 1):
         if name not in rows:
             print(f"{number}/{len(names)} {name}", file=sys.stderr, flush=True)
-            rows[name] = ask_all(name, runs, mapped_runs)
+            rows[name] = complete(ask("row", name, str(runs), str(mapped_runs)))
             if whole:
                 PARTIAL.parent.mkdir(exist_ok=True)
                 PARTIAL.write_text(json.dumps({"key": key, "rows": rows}))
@@ -99,6 +101,8 @@ def main() -> None:
     summary = summarise(rows, scaling)
     print_rows(rows)
     print_summary(summary, made_on)
+    print_misses(summary)
+    print(f"{(time.perf_counter() - started) / 60:.0f} minutes", file=sys.stderr)
     if whole:
         RESULT.write_text(json.dumps({**made_on, "summary": summary, "scaling": scaling, "rows": rows}, indent=1) + "\n")
         PARTIAL.unlink()
