@@ -1,5 +1,6 @@
 """What a workload costs."""
 
+from sash.cost._compare import compare
 from sash.cost._forecast import forecast
 from sash.cost._measure import measure
 from sash.cost._results import (
@@ -33,6 +34,7 @@ __all__ = [
     "Reason",
     "Timeline",
     "Workload",
+    "compare",
     "forecast",
     "measure",
 ]
