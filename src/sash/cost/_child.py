@@ -1,7 +1,7 @@
 """The measuring process: `python -m sash.cost._child`, started by `measure` and fed through its standard input.
 
-It imports, notes its resident memory, builds the model, runs a first step and two timed ones, notes the highest resident memory, and only then runs one more
-step under the profiler for the allocator's record: the profiler's own memory is in no figure.
+It imports, notes its resident memory, builds the model, runs a first step and two timed ones, notes the highest resident memory, and
+only then runs one more step under the profiler for the allocator's record: the profiler's own memory is in no figure.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import gc
 import importlib
 import json
 import os
+import re
 import statistics
 import sys
 import time
@@ -19,21 +20,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.profiler import profile, record_function
 
+# torch's optimizers import it when first used, and it takes more memory than many a model: it belongs before the baseline.
+import torch._dynamo
+from torch import Tensor, nn
+
+from sash.cost._callables import as_module, static_tensors
 from sash.cost._environment import environment
+from sash.cost._failures import explain
+from sash.cost._record import record_step
 from sash.cost._results import Category, Phase
 from sash.cost._scopes import Scopes
 from sash.cost._source import ModelSource
-from sash.cost._step import run_step, training_mode
+from sash.cost._step import make_optimizer, run_step, training_mode
 from sash.cost._trace import Trace, Tracer
 from sash.cost._transport import receive
-from sash.cost._workload import Workload, default_loss, make_tensor, map_tensors, tensors_in
-from sash.errors import SashError
+from sash.cost._workload import default_loss, make_tensor, map_tensors, tensors_in
+from sash.errors import MeasureError, SashError, ShapeError
+from sash.units import format_bytes
 
 TIMED_STEPS = 2
-_MARK = "sash:"
+_REFUSED = re.compile(r"tried to allocate ([0-9]+) bytes")
 
 
 def main() -> None:
@@ -41,42 +48,57 @@ def main() -> None:
     order = json.loads(sys.stdin.buffer.readline())
     sys.path[:] = order["path"]
     torch.set_num_threads(order["threads"])
-    for name in order["modules"]:
-        importlib.import_module(name)
     try:
-        if order["source"]:
-            ModelSource(order["source"]).import_module()
+        _import(order["modules"], order["sources"])
         answer = _measure()
+    except ShapeError as error:
+        answer = {"error": "ShapeError", "told": [error.path, error.came, error.expected, error.walk, error.fix]}
     except SashError as error:
-        answer = {"error": str(error)}
-    except Exception as error:
-        answer = {"error": f"the step raised {type(error).__name__}: {error}"}
+        answer = {"error": type(error).__name__, "told": [str(error)]}
+    # Whoever is still sending must not wait for a reader that is not there.
+    sys.stdin.close()
     with os.fdopen(order["answer"], "w") as out:
         json.dump(answer, out)
 
 
+def _import(modules: list[str], sources: list[str]) -> None:
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            kind = type(error).__name__
+            raise MeasureError(f"importing {name}, which the model needs, raised {kind} in a fresh process: {error}") from error
+    for text in sources:
+        ModelSource(text).import_module()
+
+
 def _measure() -> dict[str, Any]:
     torch.manual_seed(0)
+    gc.collect()
     imported = _resident_bytes()
     _forget_peak()
     work = receive(sys.stdin.buffer)
-    model = work.model.load() if isinstance(work.model, ModelSource) else work.model
+    model = as_module(work.model.load() if isinstance(work.model, ModelSource) else work.model)
     positional, keyword = (map_tensors(make_tensor, value) for value in work.arguments())
-    parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
-    optimizer = work.optimizer(parameters) if work.optimizer is not None and not isinstance(work.optimizer, str) else None
+    parameters = list(model.parameters())
+    optimizer = make_optimizer(work, parameters)
+    leaves = [*parameters, *tensors_in((positional, keyword))]
+
+    assert not isinstance(work.autocast, str)
+    setting = (work.loss or default_loss, optimizer, work.autocast, work.accumulate, work.train)
 
     def step(enter: Callable[[Phase, Tensor | None], None] = lambda phase, loss: None) -> Any:
         with torch.inference_mode(not work.train):
-            outputs = run_step(model, (positional, keyword), work.loss or default_loss, optimizer, work.autocast, work.accumulate, work.train, enter)
+            outputs = run_step(model, (positional, keyword), *setting, enter)
         if work.train:
             if optimizer is not None:
                 optimizer.zero_grad(set_to_none=True)
-            for parameter in parameters:
-                parameter.grad = None
+            for tensor in leaves:
+                tensor.grad = None
         return outputs
 
     with training_mode(model, work.train):
-        step()
+        _first(step, model)
         seconds = []
         for _ in range(TIMED_STEPS):
             started = time.perf_counter()
@@ -84,8 +106,8 @@ def _measure() -> dict[str, Any]:
             seconds.append(time.perf_counter() - started)
         grown = _peak_resident_bytes() - imported
         static = _static(model, (positional, keyword), optimizer)
-        record = _record(model, step, sum(static.values()))
-        macs = _count_macs(model, step, work)
+        record = record_step(model, step, sum(static.values()))
+        macs = _count_macs(step)
     return {
         "process_bytes": grown,
         "wall_s": statistics.median(seconds),
@@ -98,119 +120,45 @@ def _measure() -> dict[str, Any]:
     }
 
 
-def _static(model: Any, inputs: Any, optimizer: torch.optim.Optimizer | None) -> dict[str, int]:
+def _first(step: Callable[[], Any], model: nn.Module) -> None:
+    """The first step; what it raises is told with the layer that raised it."""
+    try:
+        step()
+    except SashError:
+        raise
+    except Exception as error:
+        refused = _REFUSED.search(str(error))
+        if refused or isinstance(error, MemoryError):
+            asked = f"{format_bytes(int(refused[1]))} at once" if refused else "memory"
+            raise MeasureError(
+                f"the step asked for {asked}, and the measuring process did not get it. Forecast the step first, and measure one that fits."
+            ) from error
+        # Once more under hooks: the step that is measured must not carry them.
+        scopes = Scopes(model)
+        try:
+            step()
+        except Exception as again:
+            raise explain(again, scopes, real=True) from error
+        raise explain(error, scopes, real=True) from error
+
+
+def _static(model: nn.Module, inputs: Any, optimizer: torch.optim.Optimizer | None) -> dict[str, int]:
     """Bytes alive before a steady step, by category; each storage once."""
-    module = model if isinstance(model, nn.Module) else nn.Module()
-    groups = {
-        Category.PARAMETER: list(module.parameters()),
-        Category.BUFFER: list(module.buffers()),
-        Category.INPUT: tensors_in(inputs),
-        Category.OPTIMIZER: [tensor for state in optimizer.state.values() for tensor in tensors_in(state)] if optimizer else [],
-    }
+    found = [(category, tensor) for category, _, _, tensor in static_tensors(model)]
+    found += [(Category.INPUT, tensor) for tensor in tensors_in(inputs)]
+    if optimizer is not None:
+        found += [(Category.OPTIMIZER, tensor) for state in optimizer.state.values() for tensor in tensors_in(state)]
     seen: set[int] = set()
-    sizes = {}
-    for category, tensors in groups.items():
-        sizes[category.value] = 0
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in seen:
-                seen.add(storage._cdata)
-                sizes[category.value] += storage.nbytes()
+    sizes = {category.value: 0 for category in (Category.PARAMETER, Category.BUFFER, Category.INPUT, Category.OPTIMIZER)}
+    for category, tensor in found:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in seen:
+            seen.add(storage._cdata)
+            sizes[category.value] += storage.nbytes()
     return sizes
 
 
-def _record(model: Any, step: Callable[..., Any], static: int) -> dict[str, Any]:
-    """The allocator's own record of one step: its level over time, and each module's part in it."""
-    scopes = Scopes(model, lambda path, entering: _mark(f"{'>' if entering else '<'}{path}"))
-    gc.collect()
-    with profile(profile_memory=True, use_kineto=True) as recording:
-        outputs = step(lambda phase, loss: _mark(f"={phase.value}"))
-        _mark("!")
-        del outputs
-    scopes.remove()
-    events: list[tuple[int, int, str]] = []
-    for event in recording.kineto_results.events():  # pyright: ignore[reportOptionalMemberAccess]
-        name = event.name()
-        if name == "[memory]":
-            events.append((event.start_ns(), event.nbytes(), ""))
-        elif name.startswith(_MARK):
-            events.append((event.start_ns(), 0, name[len(_MARK) :]))
-    events.sort(key=lambda event: event[0])
-    return _read_record(events, model, scopes, static)
-
-
-def _mark(text: str) -> None:
-    with record_function(_MARK + text):
-        pass
-
-
-def _read_record(events: list[tuple[int, int, str]], model: Any, scopes: Scopes, static: int) -> dict[str, Any]:
-    phase, stack = Phase.FORWARD, []
-    level = peak = static
-    moments: list[tuple[str, str]] = []
-    blocks: list[list[Any]] = []
-    alive: dict[int, list[list[Any]]] = {}
-    calls: dict[str, int] = {}
-    held: dict[str, int] = {}
-    peaks: dict[str, int] = {}
-    for _, size, mark in events:
-        if mark:
-            if mark == "!":
-                break
-            if mark[0] == "=":
-                phase = Phase(mark[1:])
-            elif phase is Phase.FORWARD and mark[0] == ">":
-                stack.append([mark[1:], level, level])
-            elif phase is Phase.FORWARD and stack:
-                path, before, highest = stack.pop()
-                calls[path] = calls.get(path, 0) + 1
-                held[path] = held.get(path, 0) + level - before
-                peaks[path] = max(peaks.get(path, 0), highest)
-                if stack:
-                    stack[-1][2] = max(stack[-1][2], highest)
-            continue
-        level += size
-        peak = max(peak, level)
-        if stack:
-            stack[-1][2] = max(stack[-1][2], level)
-        if size > 0:
-            module = stack[-1][0] if stack else ""
-            moments.append((phase.value, module))
-            block = [size, module, len(moments) - 1, -1]
-            blocks.append(block)
-            alive.setdefault(size, []).append(block)
-        elif alive.get(-size):
-            # The record does not say which block of this size was freed; any of them gives the same level.
-            alive[-size].pop()[3] = len(moments)
-    for block in blocks:
-        block[3] = len(moments) if block[3] < 0 else block[3]
-    outputs = {call.path: call.outputs or () for call in scopes.calls}
-    modules = list(model.named_modules()) if isinstance(model, nn.Module) else [("", model)]
-    seen: set[int] = set()
-    layers = []
-    for path, module in modules:
-        own = [parameter for parameter in module.parameters(recurse=False) if id(parameter) not in seen] if isinstance(module, nn.Module) else []
-        seen.update(id(parameter) for parameter in own)
-        layers.append(
-            {
-                "path": path,
-                "kind": type(module).__name__,
-                "leaf": not (isinstance(module, nn.Module) and any(True for _ in module.children())),
-                "calls": calls.get(path, 0),
-                "outputs": outputs.get(path, ()),
-                "params": sum(parameter.numel() for parameter in own),
-                "param_bytes": sum(parameter.numel() * parameter.element_size() for parameter in own),
-                "macs": 0,
-                "macs_backward": 0,
-                "held_bytes": held.get(path, 0),
-                "forward_peak_bytes": peaks.get(path, 0),
-                "at_peak_bytes": 0,
-            }
-        )
-    return {"peak_bytes": peak, "moments": moments, "blocks": blocks, "layers": layers}
-
-
-def _count_macs(model: Any, step: Callable[..., Any], work: Workload) -> dict[str, int]:
+def _count_macs(step: Callable[..., Any]) -> dict[str, int]:
     """Multiply-accumulates of the operators that one more step really calls."""
     trace = Trace()
     tracer = Tracer(trace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sysconfig
 import traceback
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from sash.errors import ModelError, SashError, TraceError
 
 _OURS = str(Path(__file__).parent)
 _TORCH = str(Path(torch.__file__).parent)
+_INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 def explain(error: BaseException, scopes: Scopes, real: bool) -> SashError:
@@ -33,7 +35,7 @@ def explain(error: BaseException, scopes: Scopes, real: bool) -> SashError:
         )
     # A custom_op says so with a plain RuntimeError.
     unregistered = re.search(r"no fake impl registered for <CustomOpDef\(([^)]*)\)>", str(error))
-    if unregistered or isinstance(cause, (UnsupportedOperatorException, NotImplementedError)):
+    if unregistered or isinstance(cause, UnsupportedOperatorException) or (isinstance(cause, NotImplementedError) and not real):
         operator = unregistered[1] if unregistered else getattr(cause, "func", None) or cause
         return TraceError(
             f"{layer} uses {operator}, which has no fake kernel, one for tensors without data.{line} "
@@ -58,9 +60,10 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _users_line(error: BaseException) -> str:
-    """Where in the user's own code, or in their library's, the failure was: the last line outside torch and sash."""
+    """Where the failure was: the innermost line of the user's own files, or of the library that defines the model; torch and sash never."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith((_OURS, _TORCH, "<"))]
+    own = [frame for frame in frames if not frame.filename.startswith(_INSTALLED)]
     if not frames:
         return ""
-    frame = frames[-1]
+    frame = (own or frames)[-1]
     return f" It happened at {frame.filename}:{frame.lineno}: {(frame.line or '').strip()}."

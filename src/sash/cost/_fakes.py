@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode
+from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[reportAttributeAccessIssue]
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sash.cost._workload import map_tensors
+from sash.cost._callables import as_module, static_tensors
+from sash.cost._results import Category
+from sash.cost._workload import LAZY, map_tensors
 from sash.errors import InputError
 from sash.units import TensorSpec
 
@@ -30,8 +36,8 @@ class Stand:
         with self.mode:
             if isinstance(original, TensorSpec):
                 return torch.empty(original.shape, dtype=getattr(torch, original.dtype), device="cpu")
-            if isinstance(original, nn.parameter.UninitializedTensorMixin):
-                raise InputError("the model has lazy parameters without a shape; run it once on a small input, or give its layers their sizes.")
+            if isinstance(original, UninitializedTensorMixin):
+                raise InputError(LAZY)
             if original.layout is not torch.strided:
                 raise InputError(f"a tensor is in the layout {original.layout}; only strided (dense) tensors can be forecast.")
             if isinstance(original, FakeTensor) and original.fake_mode is self.mode and original.device.type == "cpu":
@@ -45,26 +51,63 @@ class Stand:
                 whole = whole.view(original.dtype)
             return whole.as_strided(original.size(), original.stride(), original.storage_offset())
 
-    def model(self, model: Any) -> Any:
-        """A copy of the module with stand-ins for its tensors; a plain callable is returned as it is."""
-        if not isinstance(model, nn.Module):
-            return model
+    def model(self, model: Any) -> nn.Module:
+        """A copy of the model with stand-ins for its tensors; of a plain callable, with the parts that it holds.
+
+        Tensors in plain attributes are buffers of the copy.
+        """
+        module = as_module(model)
         memo: dict[int, Any] = {}
-        originals = [*model.parameters(), *model.buffers()]
-        for original in originals:
-            stand = self.tensor(original)
-            if isinstance(original, nn.Parameter):
-                stand = nn.Parameter(stand, requires_grad=original.requires_grad)
-            elif original.requires_grad and original.is_leaf:
-                stand = stand.detach().requires_grad_()
-            memo[id(original)] = stand
-        # Tensors that are neither parameters nor buffers (kept in lists, in closures' objects) are copied as stand-ins too.
+        # Tensors in plain attributes too: their own copies would not share storages with a parameter, and what a graph made has none.
+        static = list(static_tensors(module))
+        for _, _, _, original in static:
+            if id(original) not in memo:
+                stand = self._leaf(original)
+                memo[id(original)] = nn.Parameter(stand, original.requires_grad) if isinstance(original, nn.Parameter) else stand
+        # Any other tensor, in an object of the user's own, is copied as a stand-in.
         with FakeCopyMode(self.mode):
-            return copy.deepcopy(model, memo)
+            try:
+                copied = copy.deepcopy(module, dict(memo))
+            except Exception:
+                copied = _copy_of_parts(module, dict(memo))
+        for category, path, name, original in static:
+            if category is Category.BUFFER and name not in (owner := copied.get_submodule(path))._buffers:
+                owner._buffers[f"{name}[{len(owner._buffers)}]"] = memo[id(original)]
+        return copied
 
     def inputs(self, value: Any) -> Any:
         """Stand-ins for every tensor in a tuple, list or dict of inputs."""
-        return map_tensors(self.tensor, value)
+        return map_tensors(self._leaf, value)
+
+    def _leaf(self, original: Any) -> Any:
+        stand = self.tensor(original)
+        wanted = isinstance(original, Tensor) and original.requires_grad and original.is_leaf and not isinstance(original, nn.Parameter)
+        return stand.detach().requires_grad_() if wanted else stand
+
+
+@contextmanager
+def quiet_fakes() -> Iterator[None]:
+    """Without torch's own traceback on stderr where a stand-in refuses a shape: the error is raised all the same, and told once."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _copy_of_parts(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A copy in which an attribute that cannot be copied, as a lock or an open file, is the original's."""
+    copies = [(module, type(module).__new__(type(module))) for module in model.modules()]
+    memo.update((id(module), made) for module, made in copies)
+    for module, made in copies:
+        for name, value in vars(module).items():
+            try:
+                made.__dict__[name] = copy.deepcopy(value, memo)
+            except Exception:
+                made.__dict__[name] = value
+    return copies[0][1]
 
 
 class LeanBuild(TorchDispatchMode):

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import statistics
 import subprocess
 import sys
-from typing import Any
+import tempfile
+from typing import IO, Any
 
 import torch
 
+from sash import errors
 from sash.cost._results import Block, Category, Environment, LayerCost, Measurement, Moment, Phase, Timeline
-from sash.cost._source import ModelSource
-from sash.cost._transport import Parcel, modules_of
+from sash.cost._source import FunctionSource, ModelSource
+from sash.cost._transport import Parcel
 from sash.cost._workload import Workload
-from sash.errors import InputError, MeasureError, ModelError
+from sash.errors import InputError, MeasureError
 
 MAPPED_ABOVE_BYTES = 1 << 16
 _ALLOCATORS = {
@@ -29,9 +32,12 @@ _ALLOCATORS = {
 def measure(work: Workload, runs: int = 1, allocator: str = "default") -> Measurement:
     """What one step of `work` needs, each of `runs` times in a fresh process: the allocator's exact peak, resident memory, seconds.
 
-    `process_bytes` is the largest growth of resident memory over a process that has only imported, through building the model, a first step and two
-    more; `peak_bytes` is the highest level in the allocator's own record of a steady step. `allocator="mapped"` has glibc map every block of 64 KiB and more
-    on its own. A model without data (on the meta device) is filled with small numbers. Raises `MeasureError` where the process dies, `ModelError` where the step raises.
+    `process_bytes` is the largest growth of resident memory over a process that has only imported, through building the model, a first step
+    and two more; imported are torch with `torch._dynamo` (torch's optimizers import it when first used), sash and every module that defines
+    a part of the workload, the model's file among them. `peak_bytes` is the highest level in the allocator's own record of a steady step.
+    `allocator="mapped"` has glibc map every block of 64 KiB and more on its own. A model without data (on the meta device) is filled with
+    small numbers. What the model prints is not shown. Raises `MeasureError` where the process dies or runs out of memory, `ModelError`
+    where the step raises, `InputError` for what cannot be read.
     """
     if allocator not in _ALLOCATORS:
         raise InputError(f"allocator {allocator!r} is not known; it is 'default' or 'mapped'.")
@@ -68,51 +74,59 @@ def _timeline(found: dict[str, Any]) -> Timeline:
 
 
 def _run(work: Workload, parcel: Parcel, allocator: str) -> dict[str, Any]:
-    answer_in, answer_out = os.pipe()
-    source = work.model.text if isinstance(work.model, ModelSource) else None
-    order = {"modules": modules_of(work), "source": source, "path": sys.path, "threads": torch.get_num_threads(), "answer": answer_out}
-    environment = {**os.environ, **_ALLOCATORS[allocator]}
-    child = subprocess.Popen(
-        [sys.executable, "-m", "sash.cost._child"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, stdout=sys.stderr.fileno() if _has_stderr() else None,
-        pass_fds=[answer_out], env=environment,
-    )  # fmt: skip
-    os.close(answer_out)
-    try:
-        assert child.stdin is not None and child.stderr is not None
-        try:
-            child.stdin.write(json.dumps(order).encode() + b"\n")
-            parcel.write(child.stdin)
-            child.stdin.close()
-        except BrokenPipeError:
-            pass  # it died while reading; its own words follow
-        with os.fdopen(answer_in, "rb") as answer:
-            text = answer.read()
-        complaint = child.stderr.read().decode(errors="replace")
-        code = child.wait()
-    finally:
-        child.kill()
-        child.wait()
-        for stream in (child.stdin, child.stderr):
-            if stream is not None:
-                stream.close()
+    order = {
+        "path": sys.path,
+        "modules": parcel.modules,
+        "sources": [part.text for part in (work.model, work.loss) if isinstance(part, (ModelSource, FunctionSource))],
+        "threads": torch.get_num_threads(),
+    }
+    # Files, not pipes: a child that prints much, or that has children of its own, would fill or hold a pipe, and both sides would wait.
+    with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as words:
+        code = _run_child({**order, "answer": answer.fileno()}, parcel, allocator, answer, words)
+        text, said = _read(answer), _read(words)
     found = json.loads(text) if text else {}
     if "error" in found:
-        raise ModelError(found["error"])
+        raise getattr(errors, found["error"])(*found["told"])
     if code or not found:
-        raise MeasureError(_epitaph(code, complaint))
+        raise MeasureError(_epitaph(code, said))
     return found
 
 
-def _has_stderr() -> bool:
+def _run_child(order: dict[str, Any], parcel: Parcel, allocator: str, answer: IO[bytes], words: IO[bytes]) -> int:
+    """Exit code of a child that was sent the order and the parcel; no child is left behind, whatever happens here."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "sash.cost._child"],
+        stdin=subprocess.PIPE,
+        stdout=words,
+        stderr=words,
+        pass_fds=[answer.fileno()],
+        env={**os.environ, **_ALLOCATORS[allocator]},
+    )
+    assert child.stdin is not None
     try:
-        return sys.stderr.fileno() >= 0
-    except (AttributeError, OSError, ValueError):
-        return False
+        # It may end, or close its side, before all is sent: its answer or its own words say why.
+        with contextlib.suppress(BrokenPipeError):
+            child.stdin.write(json.dumps(order).encode() + b"\n")
+            parcel.write(child.stdin)
+            child.stdin.close()
+        return child.wait()
+    finally:
+        child.kill()
+        child.wait()
+        with contextlib.suppress(BrokenPipeError):
+            child.stdin.close()
 
 
-def _epitaph(code: int, complaint: str) -> str:
+def _read(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
+
+
+def _epitaph(code: int, said: str) -> str:
     if code == -signal.SIGKILL:
-        return "the measuring process was killed; most likely the machine ran out of memory. Forecast the step first, and measure one that fits."
-    last = complaint.strip().splitlines()[-1] if complaint.strip() else "it said nothing"
+        why = "most likely the machine ran out of memory. Forecast the step first, and measure one that fits."
+        return f"the measuring process was killed; {why}"
+    # The profiler reports its own start and stop in lines of this kind.
+    lines = [line for line in said.strip().splitlines() if not line.startswith("USDT:")]
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return f"the measuring process ended with {how}: {last}"
+    return f"the measuring process ended with {how}: {lines[-1] if lines else 'it said nothing'}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from itertools import accumulate
@@ -171,9 +171,9 @@ class Cost:
     macs: int
     """Forward multiply-accumulates."""
     macs_backward: int
-    layers: tuple[LayerCost, ...]
+    layers: tuple[LayerCost, ...] = field(repr=False)
     """In the order of `named_modules()`; the model itself first."""
-    timeline: Timeline
+    timeline: Timeline = field(repr=False)
     environment: Environment
     notes: tuple[str, ...]
     """What to know before relying on it: assumptions, unknown kernels, a first step that peaks higher."""
@@ -203,7 +203,7 @@ class Forecast(Cost):
     """Growth of resident memory when every block is mapped on its own (`measure(work, allocator="mapped")`)."""
     first_step_peak_bytes: int
     """Peak of the very first training step, in which the optimizer makes its state."""
-    reasons: tuple[Reason, ...]
+    reasons: tuple[Reason, ...] = field(repr=False)
     forecast_s: float
     """Seconds that forecasting took."""
 

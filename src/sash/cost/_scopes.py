@@ -46,7 +46,8 @@ class Scopes:
 
     def _mark(self) -> None:
         # A node takes the next number when it is made: nodes from here on belong to the module now on top.
-        number, path = torch.autograd._get_sequence_nr(), self._stack[-1][0] if self._stack else ""
+        path = self._stack[-1][0] if self._stack else ""
+        number = torch.autograd._get_sequence_nr()  # pyright: ignore[reportPrivateImportUsage]
         if number > self._starts[-1]:
             self._starts.append(number)
             self._paths.append(path)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from sash.cost._results import Phase
+from sash.cost._workload import Workload
+from sash.errors import InputError
 
 
 def run_step(
@@ -26,16 +28,17 @@ def run_step(
     positional, keyword = arguments
     if not train:
         enter(Phase.FORWARD, None)
-        with torch.no_grad(), _casting(autocast):
+        with torch.no_grad(), _casting(autocast, keep_weights=False):
             return model(*positional, **keyword)
     outputs = None
     for _ in range(accumulate):
         del outputs
         enter(Phase.FORWARD, None)
-        with torch.enable_grad(), _casting(autocast):
+        with torch.enable_grad(), _casting(autocast, keep_weights=True):
             outputs = model(*positional, **keyword)
             enter(Phase.LOSS, None)
             scalar = loss(outputs)
+            _check_loss(scalar)
             if accumulate > 1:
                 scalar = scalar / accumulate
         enter(Phase.BACKWARD, scalar)
@@ -45,6 +48,26 @@ def run_step(
         enter(Phase.OPTIMIZER, None)
         optimizer.step()
     return outputs
+
+
+def make_optimizer(work: Workload, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer | None:
+    """The workload's optimizer over the model's parameters; raises `InputError` where there are none or it is no optimizer."""
+    if work.optimizer is None:
+        return None
+    assert not isinstance(work.optimizer, str)
+    if not parameters:
+        raise InputError(f"an optimizer was asked for, and {work.name} has no parameters.")
+    try:
+        maker: Any = work.optimizer
+        made = maker(parameters)
+    except TypeError as error:
+        raise InputError(
+            f"the optimizer cannot be made from the parameters alone ({error}); "
+            "give a function, as lambda parameters: SGD(parameters, lr=0.1)."
+        ) from error
+    if not isinstance(made, torch.optim.Optimizer):
+        raise InputError(f"the optimizer function returned a {type(made).__name__}; it has to return a torch.optim.Optimizer.")
+    return made
 
 
 @contextmanager
@@ -61,5 +84,26 @@ def training_mode(model: Any, train: bool) -> Iterator[None]:
             module.training = was
 
 
-def _casting(dtype: torch.dtype | None):
-    return nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype)
+def _check_loss(scalar: Any) -> None:
+    if not isinstance(scalar, Tensor):
+        raise InputError(f"the loss returned a {type(scalar).__name__}; it has to be a tensor with one number, as y.mean().")
+    if not scalar.requires_grad:
+        raise InputError(
+            "no parameter that takes a gradient leads to the loss: there is nothing to train; unfreeze one, or leave train out."
+        )
+
+
+@contextmanager
+def _casting(dtype: torch.dtype | None, keep_weights: bool) -> Iterator[None]:
+    """Under autocast, with or without its cache of cast weights, also where the model enters autocast itself.
+
+    `inference_mode`, in which a step is measured, does not fill that cache; `no_grad`, in which one is forecast, does.
+    Source: `cached_cast` in ATen/autocast_mode.cpp.
+    """
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(before and keep_weights)
+    try:
+        with nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype):
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(before)

@@ -17,7 +17,7 @@ from sash.cost._source import ModelSource
 from sash.errors import InputError
 from sash.units import TensorSpec, parse_tensor
 
-type_of_optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+OptimizerMaker = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Workload:
     """A tensor or a string like `"8x3x224x224"`, a tuple of them, or a dict of keyword arguments; real, meta or fake tensors."""
     train: bool = False
     """A training step in training mode, with gradients; otherwise inference in evaluation mode, without."""
-    optimizer: str | type[torch.optim.Optimizer] | type_of_optimizer | None = None
+    optimizer: str | type[torch.optim.Optimizer] | OptimizerMaker | None = None
     """A name in `torch.optim` (`"momentum"` is SGD with momentum 0.9), a class, or a function parameters → optimizer."""
-    loss: Callable[[Any], Tensor] | ModelSource | None = None
-    """Outputs → scalar; the means of all floating outputs, summed, where None."""
+    loss: Callable[[Any], Tensor] | None = None
+    """Outputs → scalar, a `FunctionSource` among them; the means of all floating outputs, summed, where None."""
     device: str = "cpu"
     autocast: torch.dtype | str | None = None
     """Forward and loss run under `torch.autocast` with this type."""
@@ -52,6 +52,11 @@ class Workload:
             raise InputError("an optimizer or accumulation was asked for without train=True; say train=True, or leave them out.")
         if isinstance(self.accumulate, bool) or not isinstance(self.accumulate, int) or self.accumulate < 1:
             raise InputError(f"accumulate is {self.accumulate!r}; it is a number of micro-batches, 1 or more.")
+        if self.loss is not None and not callable(self.loss):
+            kind = type(self.loss).__name__
+            raise InputError(f"loss is a {kind}; give a function outputs → scalar, or FunctionSource('file.py:function').")
+        if self.loss is not None and not self.train:
+            raise InputError("a loss was asked for without train=True; say train=True, or leave it out.")
         object.__setattr__(self, "autocast", _autocast_type(self.autocast))
         if isinstance(self.optimizer, str):
             object.__setattr__(self, "optimizer", _named_optimizer(self.optimizer))
@@ -65,7 +70,9 @@ class Workload:
         """The model's class, or the function's name."""
         if isinstance(self.model, ModelSource):
             return self.model.text
-        return type(self.model).__name__ if isinstance(self.model, nn.Module) else getattr(self.model, "__name__", type(self.model).__name__)
+        return (
+            type(self.model).__name__ if isinstance(self.model, nn.Module) else getattr(self.model, "__name__", type(self.model).__name__)
+        )
 
     @property
     def setting(self) -> str:
@@ -87,6 +94,9 @@ class Workload:
             named = {key: value for key, value in self.inputs.items() if isinstance(key, str)}
             return tuple(value for key, value in self.inputs.items() if not isinstance(key, str)), named
         return tuple(self.inputs), {}
+
+
+LAZY = "the model has lazy parameters without a shape; run it once on a small input, or give its layers their sizes."
 
 
 def make_tensor(value: Any) -> Any:
@@ -120,7 +130,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def _collect(item: Any, found: dict[int, Tensor], depth: int) -> None:
-    # Not a closure: one that calls itself is a reference cycle, and would keep the tensors it found alive until the next garbage collection.
+    # Not a closure: one that calls itself is a reference cycle, and would keep tensors alive until the next garbage collection.
     if isinstance(item, Tensor):
         found.setdefault(id(item), item)
     elif depth > 8:
@@ -177,7 +187,7 @@ def _autocast_type(value: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
-def _named_optimizer(name: str) -> type_of_optimizer:
+def _named_optimizer(name: str) -> OptimizerMaker:
     if name.lower() == "momentum":
         return partial(torch.optim.SGD, momentum=0.9)
     known = {
@@ -189,7 +199,8 @@ def _named_optimizer(name: str) -> type_of_optimizer:
         near = difflib.get_close_matches(name.lower(), [*known, "momentum"], 1)
         hint = f"the nearest is {known[near[0]].__name__!r}" if near and near[0] in known else "try 'AdamW', 'Adam', 'SGD' or 'momentum'"
         raise InputError(f"optimizer {name!r} is not in torch.optim; {hint}.")
-    return known[name.lower()]
+    found: Any = known[name.lower()]
+    return found
 
 
 def _optimizer_name(optimizer: Any) -> str:
