@@ -16,7 +16,7 @@ from rich.text import Text
 from sash import cost, report
 from sash.cli._show import check_writable, guarded, say, show
 from sash.cli._workload import find_model, read_file
-from sash.cost import Category, Cost, Forecast, Measurement, Workload
+from sash.cost import Cost, Forecast, Measurement, Workload
 from sash.errors import InputError
 from sash.units import format_bytes, format_count
 
@@ -119,17 +119,13 @@ def layers(pairs: Sequence[Pair]) -> Table:
 
 
 def reasons(pairs: Sequence[Pair]) -> list[str]:
-    """What changed between the twins, in words."""
+    """What changed between the twins, in words, and what holds the peak of each."""
     (plain, plain_measured), (twin, twin_measured) = pairs
-    saved, blocks = zip(*(_saved(found) for found in (plain, twin)), strict=True)
+    peaks = f"{format_bytes(plain_measured.peak_bytes)} and {format_bytes(twin_measured.peak_bytes)}"
     return [
-        f"Parameters {_change(plain.params, twin.params)}: {format_count(plain.params)} to {format_count(twin.params)}, "
-        f"and with them the optimizer's state.",
-        f"What is saved for backward {_change(*saved)}: {format_bytes(saved[0])} in {blocks[0]} tensors to "
-        f"{format_bytes(saved[1])} in {blocks[1]}. A separable convolution is two, and backward needs the map between them too.",
-        f"The measured peak {_change(plain_measured.peak_bytes, twin_measured.peak_bytes)}: "
-        f"{format_bytes(plain_measured.peak_bytes)} to {format_bytes(twin_measured.peak_bytes)}.",
-        *(f"{name.capitalize()}: {found.why()[0].text}" for name, found in zip(TWINS, (plain, twin), strict=True) if found.why()),
+        *(reason.text for reason in cost.compare(plain, twin)),
+        f"Measured, the peaks are {peaks}.",
+        *(f"{name.capitalize()}: {found.why()[0].text}" for name, found in zip(TWINS, (plain, twin), strict=True)),
     ]
 
 
@@ -154,17 +150,3 @@ def _outermost(found: Cost) -> list[str]:
 def _error(forecast: Forecast, measured: Measurement) -> float:
     # Zero is added so that a rounded nothing has no minus sign.
     return round(forecast.peak_bytes / measured.peak_bytes - 1, 4) + 0.0
-
-
-def _saved(found: Cost) -> tuple[int, int]:
-    """Bytes and number of the tensors that are saved for backward at the peak."""
-    blocks = [block for block in found.timeline.alive(found.timeline.peak_moment) if block.category is Category.SAVED]
-    return sum(block.bytes for block in blocks), len(blocks)
-
-
-def _change(before: float, after: float) -> str:
-    """The change in words, to a tenth."""
-    larger, smaller = max(before, after), max(min(before, after), 1)
-    if larger / smaller < 1.05:
-        return "stayed"
-    return f"{'shrank' if after < before else 'grew'} {larger / smaller:.1f} times"

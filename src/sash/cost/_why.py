@@ -194,7 +194,8 @@ class _Peak:
 
     def _casts(self, blocks: Sequence[Block]) -> str:
         bits = 8 * blocks[0].bytes // max(prod(blocks[0].shape), 1)
-        until = "is kept for backward" if blocks[0].category is Category.SAVED else "lives as long as the operator reads it"
+        at_work = self.at.phase is Phase.FORWARD and all(block.module == self.at.module for block in blocks)
+        until = "lives as long as the layer reads it" if at_work else "is kept until autocast ends, and for backward"
         return (
             f"Autocast's {bits}-bit copies of {makers(blocks, self.kinds, 'the weights of')} hold {format_bytes(total(blocks))}: "
             f"each weight is cast once and the copy {until}, beside the parameter itself."
