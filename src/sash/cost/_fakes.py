@@ -66,10 +66,7 @@ class Stand:
                 memo[id(original)] = nn.Parameter(stand, original.requires_grad) if isinstance(original, nn.Parameter) else stand
         # Any other tensor, in an object of the user's own, is copied as a stand-in.
         with FakeCopyMode(self.mode):
-            try:
-                copied = copy.deepcopy(module, dict(memo))
-            except Exception:
-                copied = _copy_of_parts(module, dict(memo))
+            copied = copy_of(module, memo)
         for category, path, name, original in static:
             if category is Category.BUFFER and name not in (owner := copied.get_submodule(path))._buffers:
                 owner._buffers[f"{name}[{len(owner._buffers)}]"] = memo[id(original)]
@@ -97,8 +94,16 @@ def quiet_fakes() -> Iterator[None]:
         logger.disabled = before
 
 
+def copy_of(model: Any, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A copy of the model, or of a plain callable with the parts that it holds; what cannot be copied, as a lock, is the original's."""
+    module, known = as_module(model), memo or {}
+    try:
+        return copy.deepcopy(module, dict(known))
+    except Exception:
+        return _copy_of_parts(module, dict(known))
+
+
 def _copy_of_parts(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A copy in which an attribute that cannot be copied, as a lock or an open file, is the original's."""
     copies = [(module, type(module).__new__(type(module))) for module in model.modules()]
     memo.update((id(module), made) for module, made in copies)
     for module, made in copies:

@@ -47,14 +47,14 @@ class Workload:
         if torch.device(self.device).type != "cpu":
             raise InputError(f"device {self.device!r} was asked for; sash forecasts and measures on 'cpu' so far.")
         if not (isinstance(self.model, (nn.Module, ModelSource)) or callable(self.model)):
-            raise InputError(f"model is a {type(self.model).__name__}; it must be an nn.Module, a callable or a ModelSource.")
+            raise InputError(f"model is of type {type(self.model).__name__}; it must be an nn.Module, a callable or a ModelSource.")
         if not self.train and (self.optimizer is not None or self.accumulate != 1):
             raise InputError("an optimizer or accumulation was asked for without train=True; say train=True, or leave them out.")
         if isinstance(self.accumulate, bool) or not isinstance(self.accumulate, int) or self.accumulate < 1:
             raise InputError(f"accumulate is {self.accumulate!r}; it is a number of micro-batches, 1 or more.")
         if self.loss is not None and not callable(self.loss):
             kind = type(self.loss).__name__
-            raise InputError(f"loss is a {kind}; give a function outputs → scalar, or FunctionSource('file.py:function').")
+            raise InputError(f"loss is of type {kind}; give a function outputs → scalar, or FunctionSource('file.py:function').")
         if self.loss is not None and not self.train:
             raise InputError("a loss was asked for without train=True; say train=True, or leave it out.")
         object.__setattr__(self, "autocast", _autocast_type(self.autocast))
@@ -62,7 +62,7 @@ class Workload:
             object.__setattr__(self, "optimizer", _named_optimizer(self.optimizer))
         elif self.optimizer is not None and not callable(self.optimizer):
             kind = type(self.optimizer).__name__
-            raise InputError(f"optimizer is a {kind}; give a torch.optim class, its name, or a function parameters → optimizer.")
+            raise InputError(f"optimizer is of type {kind}; give a torch.optim class, its name, or a function parameters → optimizer.")
         object.__setattr__(self, "inputs", _read_inputs(self.inputs))
 
     @property
@@ -118,7 +118,8 @@ def map_tensors(function: Callable[[Any], Any], value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: map_tensors(function, item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return type(value)(map_tensors(function, item) for item in value) if not hasattr(value, "_fields") else value
+        items = [map_tensors(function, item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
 
 
@@ -170,7 +171,9 @@ def _read_inputs(inputs: Any) -> Any:
     if isinstance(inputs, (Tensor, str, TensorSpec)):
         inputs = (inputs,)
     if not isinstance(inputs, Sequence):
-        raise InputError(f"inputs are a {type(inputs).__name__}; give a tensor, a string like '8x3x224x224', a tuple of them or a dict.")
+        raise InputError(
+            f"inputs are of type {type(inputs).__name__}; give a tensor, a string like '8x3x224x224', a tuple of them or a dict."
+        )
     values = [read(value) for value in inputs]
     named = {value.name: value for value in values if isinstance(value, TensorSpec) and value.name}
     if not named:
