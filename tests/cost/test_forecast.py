@@ -191,6 +191,22 @@ class Listed(nn.Module):
         return x + self.named["shift"]
 
 
+class Keeping(nn.Module):
+    """Keeps its last output."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(256, 512)
+
+    def forward(self, x):
+        self.last = self.layer(x)
+        return self.last.relu()
+
+
+def normed():
+    return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(256, 512)), nn.ReLU(), nn.Linear(512, 256))
+
+
 class Keyword(nn.Module):
     def __init__(self):
         super().__init__()
@@ -248,6 +264,8 @@ TRAINED = {
     "an autograd function": (OwnFunction, lambda: rows(512), {}),
     "buffers updated in place": (Counting, lambda: (torch.randn(8, 8, 32, 32),), {}),
     "tensors in a Python list": (Listed, rows, {}),
+    "a weight computed in every forward": (normed, rows, {}),
+    "activations kept in an attribute": (Keeping, rows, {}),
     "keyword inputs": (Keyword, lambda: {"ids": ids()[0], "mask": torch.rand(16, 32) > 0.5}, {"optimizer": torch.optim.SGD}),
     "a user's optimizer": (perceptron, rows, {"optimizer": Signs}),
     "an optimizer over lists of tensors": (perceptron, rows, {"optimizer": functools.partial(torch.optim.Adam, foreach=True)}),
@@ -373,6 +391,12 @@ def test_a_model_on_the_meta_device_is_forecast_like_one_with_values():
     partly = copy.deepcopy(model)
     partly[0].to("meta")
     assert meta.peak_bytes == real.peak_bytes == forecast(Workload(partly, rows(), train=True)).peak_bytes
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_a_scripted_part_is_forecast():
+    whole = nn.Sequential(nn.Linear(256, 1024), torch.jit.script(nn.ReLU()), nn.Linear(1024, 256))
+    assert forecast(Workload(whole, "64x256", train=True)).peak_bytes == forecast(Workload(perceptron(), "64x256", train=True)).peak_bytes
 
 
 def test_a_model_named_by_text_is_forecast_like_the_model():

@@ -91,3 +91,11 @@ def test_what_has_no_data_arrives_filled_by_its_type():
     numbers, indices = came.inputs
     assert 0 < numbers.min() <= numbers.max() < 0.03
     assert indices.tolist() == [0, 0, 0]
+
+
+def test_a_parametrized_layer_travels():
+    model = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 6)).eval()
+    came, _ = through(Workload(model, "1x4"))
+    x = torch.randn(3, 4)
+    assert torch.equal(came.model(x), model(x))
+    assert [name for name, _ in came.model.named_parameters()] == [name for name, _ in model.named_parameters()]

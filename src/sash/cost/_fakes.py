@@ -68,7 +68,8 @@ class Stand:
         with FakeCopyMode(self.mode):
             copied = copy_of(module, memo)
         for category, path, name, original in static:
-            if category is Category.BUFFER and name not in (owner := copied.get_submodule(path))._buffers:
+            # What a graph made, as a weight that is computed anew in every forward, must be free to go.
+            if category is Category.BUFFER and original.is_leaf and name not in (owner := copied.get_submodule(path))._buffers:
                 owner._buffers[f"{name}[{len(owner._buffers)}]"] = memo[id(original)]
         return copied
 

@@ -26,6 +26,8 @@ class Scopes:
         self._handles: list[Any] = []
         if isinstance(model, nn.Module):
             for path, module in model.named_modules():
+                if isinstance(module, torch.jit.ScriptModule):
+                    continue  # it takes no hooks: its operators count for the module around it
                 self._handles.append(module.register_forward_pre_hook(self._entering(path), with_kwargs=True, prepend=True))
                 self._handles.append(module.register_forward_hook(self._leaving(path)))
 

@@ -17,6 +17,7 @@ import cloudpickle
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[reportAttributeAccessIssue]
+from torch.nn.utils import parametrize
 
 from sash.cost._workload import LAZY, Workload
 from sash.errors import InputError, MeasureError, SashError
@@ -91,6 +92,8 @@ class _Pickler(cloudpickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, Tensor):
             return _received, (self.parcel.row(obj),)
+        if isinstance(obj, nn.Module) and parametrize.is_parametrized(obj):
+            return _undressed, (parametrize.type_before_parametrizations(obj),), vars(obj), None, None, _dress
         if isinstance(obj, ModuleType):
             self._meet(obj.__name__)
         elif isinstance(obj, (type, FunctionType, BuiltinFunctionType)):
@@ -142,6 +145,19 @@ def _received(row: _Row) -> Tensor:
         tensor.requires_grad_()
     vars(tensor).update(attributes)
     return tensor
+
+
+def _undressed(kind: type[nn.Module]) -> nn.Module:
+    return kind.__new__(kind)
+
+
+def _dress(module: nn.Module, state: dict[str, Any]) -> None:
+    """Make a module parametrized again. torch refuses to pickle one, and copies it in this way."""
+    vars(module).update(state)
+    parametrize._inject_new_class(module)
+    parametrizations: Any = module.parametrizations
+    for name in parametrizations:
+        parametrize._inject_property(module, name)
 
 
 def _fill(whole: Tensor, dtype: torch.dtype, generator: torch.Generator) -> None:
