@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sash.cost._trace import Life, Tracer
+from sash.cost._trace import Tracer
 
 
 def mark_saved(loss: Tensor, tracer: Tracer) -> None:
