@@ -15,7 +15,6 @@ from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[repor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sash.cost._callables import as_module, static_tensors
-from sash.cost._results import Category
 from sash.cost._workload import LAZY, map_tensors
 from sash.errors import InputError
 from sash.units import TensorSpec
@@ -66,12 +65,7 @@ class Stand:
                 memo[id(original)] = nn.Parameter(stand, original.requires_grad) if isinstance(original, nn.Parameter) else stand
         # Any other tensor, in an object of the user's own, is copied as a stand-in.
         with FakeCopyMode(self.mode):
-            copied = copy_of(module, memo)
-        for category, path, name, original in static:
-            # What a graph made, as a weight that is computed anew in every forward, must be free to go.
-            if category is Category.BUFFER and original.is_leaf and name not in (owner := copied.get_submodule(path))._buffers:
-                owner._buffers[f"{name}[{len(owner._buffers)}]"] = memo[id(original)]
-        return copied
+            return copy_of(module, memo)
 
     def inputs(self, value: Any) -> Any:
         """Stand-ins for every tensor in a tuple, list or dict of inputs."""

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class Scratch(NamedTuple):
+    """What a kernel allocates inside."""
+
+    bytes: int
+    """Most bytes alive at once beside the results."""
+    steps: tuple[int, ...] = ()
+    """Every block in order where that is known, results included: positive where one is taken, negative where one is given back."""
 
 
 class Ledger:
@@ -12,19 +23,23 @@ class Ledger:
     def __init__(self) -> None:
         self.level = 0
         self.peak = 0
+        self.steps: list[int] = []
+        """Blocks in order: positive where one is taken, negative where one is given back."""
 
     def take(self, *sizes: int) -> None:
         """These are allocated."""
         self.level += sum(sizes)
         self.peak = max(self.peak, self.level)
+        self.steps += [size for size in sizes if size]
 
     def give(self, *sizes: int) -> None:
         """These are freed."""
         self.level -= sum(sizes)
+        self.steps += [-size for size in sizes if size]
 
-    def beyond(self, results: int) -> int:
+    def beyond(self, results: int) -> Scratch:
         """The most that was alive beside the kernel's results, had they all been there from the start."""
-        return max(self.peak - results, 0)
+        return Scratch(max(self.peak - results, 0), tuple(self.steps))
 
 
 def data_bytes(tensor: Tensor) -> int:

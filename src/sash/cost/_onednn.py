@@ -114,7 +114,9 @@ def convolution(
 
 
 @lru_cache(maxsize=8192)
-def _convolution(direction, transposed, source, weight, destination, bias, stride, dilation, pad, groups, dtype, channels_last, threads) -> Plan | None:
+def _convolution(
+    direction, transposed, source, weight, destination, bias, stride, dilation, pad, groups, dtype, channels_last, threads
+) -> Plan | None:
     library = _library()
     assert library is not None
     kind = "deconvolution" if transposed else "convolution"
@@ -129,7 +131,15 @@ def _convolution(direction, transposed, source, weight, destination, bias, strid
         windows = [_DIMS(*values) for values in (stride, [step - 1 for step in dilation], *pad)]
         attributes = _attributes(library)
         forward = make.primitive(
-            f"{kind}_forward", _FORWARD, _DIRECT[kind], md_source, md_weight, md_bias if direction != "data" else None, md_destination, *windows, attributes
+            f"{kind}_forward",
+            _FORWARD,
+            _DIRECT[kind],
+            md_source,
+            md_weight,
+            md_bias if direction != "data" else None,
+            md_destination,
+            *windows,
+            attributes,
         )
         if forward is None:
             return None
@@ -156,7 +166,11 @@ def _convolution(direction, transposed, source, weight, destination, bias, strid
         copies = [0 if library.memory_desc_equal(one, plain) else size for one, size, (_, plain) in zip(found, sizes, roles, strict=True)]
         result_shape = {"forward": destination, "data": source, "weights": weight}[direction]
         layout = "plain" if library.memory_desc_equal(found[2], make(result_shape, dtype, "plain")) else "blocked"
-        if layout == "blocked" and direction != "weights" and library.memory_desc_equal(found[2], make(result_shape, dtype, "channels last")):
+        if (
+            layout == "blocked"
+            and direction != "weights"
+            and library.memory_desc_equal(found[2], make(result_shape, dtype, "channels last"))
+        ):
             layout = "channels last"
         return Plan(copies[0], copies[1], sizes[2], layout, make.size(primitive, _SCRATCHPAD))
 
@@ -189,10 +203,22 @@ def _lstm(length, batch, features, hidden, dtype, training, backward, threads) -
     library = _library()
     assert library is not None
     with _descriptors(library) as make:
+
         def states() -> list[int]:
             layer, state = make((length, batch, features), dtype, "plain"), make((1, 1, batch, hidden), dtype, "plain")
             weights = [make((1, 1, size, 4, hidden), dtype, "any") for size in (features, hidden)]
-            return [layer, state, state, *weights, 0, 0, make((1, 1, 4, hidden), dtype, "plain"), make((length, batch, hidden), dtype, "plain"), state, state]
+            return [
+                layer,
+                state,
+                state,
+                *weights,
+                0,
+                0,
+                make((1, 1, 4, hidden), dtype, "plain"),
+                make((length, batch, hidden), dtype, "plain"),
+                state,
+                state,
+            ]
 
         plain = [make.strided((1, 1, size, 4, hidden), (0, 0, 1, size * hidden, size), dtype) for size in (features, hidden)]
         attributes = _attributes(library)
@@ -233,7 +259,9 @@ class _Make:
 
     def strided(self, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> int:
         made = ctypes.c_void_p()
-        status = self._library.memory_desc_create_with_strides(ctypes.byref(made), len(shape), _DIMS(*shape), _TYPES[dtype], _DIMS(*strides))
+        status = self._library.memory_desc_create_with_strides(
+            ctypes.byref(made), len(shape), _DIMS(*shape), _TYPES[dtype], _DIMS(*strides)
+        )
         assert status == 0 and made.value, (shape, strides, dtype, status)
         self.memory.append(made.value)
         return made.value
@@ -243,7 +271,10 @@ class _Make:
 
     def primitive(self, name: str, *arguments) -> int | None:
         made = ctypes.c_void_p()
-        if getattr(self._library, f"{name}_primitive_desc_create")(ctypes.byref(made), _engine(self._library), *arguments) or not made.value:
+        if (
+            getattr(self._library, f"{name}_primitive_desc_create")(ctypes.byref(made), _engine(self._library), *arguments)
+            or not made.value
+        ):
             return None
         self.primitives.append(made.value)
         return made.value
@@ -266,7 +297,9 @@ class _Library:
 
     def __init__(self, start: int, offsets: dict[str, int]) -> None:
         for name, arguments in _CALLS.items():
-            result = {"version": ctypes.c_void_p, "memory_desc_get_size": ctypes.c_size_t, "primitive_desc_query_md": ctypes.c_void_p}.get(name, ctypes.c_int)
+            result = {"version": ctypes.c_void_p, "memory_desc_get_size": ctypes.c_size_t, "primitive_desc_query_md": ctypes.c_void_p}.get(
+                name, ctypes.c_int
+            )
             types = [ctypes.c_void_p if kind == "p" else ctypes.c_int for kind in arguments]
             setattr(self, name, ctypes.CFUNCTYPE(result, *types)(start + offsets[name]))
 

@@ -15,9 +15,9 @@ from sash.cost import _scratch_convolution as convolutions
 from sash.cost import _scratch_maps as maps
 from sash.cost import _scratch_matrices as matrices
 from sash.cost import _scratch_norms as norms
-from sash.cost._ledger import data_bytes
+from sash.cost._ledger import Scratch, data_bytes
 
-Rule = Callable[[tuple, dict, Any], int | None]
+Rule = Callable[[tuple, dict, Any], Scratch | int | None]
 
 _RULES: dict[str, Rule] = {
     "convolution": convolutions.forward_scratch,
@@ -79,12 +79,13 @@ _RULES: dict[str, Rule] = {
 }
 
 
-def kernel_scratch(func: Any, args: tuple, kwargs: dict, outputs: Any) -> int | None:
-    """Most bytes that are alive inside the kernel beside its results; None where that cannot be told."""
+def kernel_scratch(func: Any, args: tuple, kwargs: dict, outputs: Any) -> Scratch | None:
+    """What the kernel allocates beside its results; None where that cannot be told."""
     rule = _RULES.get(func.overloadpacket.__name__) if func.namespace == "aten" else None
-    if rule is not None:
-        return rule(args, kwargs, outputs)
-    return maps.pointwise(args, kwargs, outputs) if torch.Tag.pointwise in func.tags else 0
+    if rule is None and torch.Tag.pointwise in func.tags:
+        rule = maps.pointwise
+    found = rule(args, kwargs, outputs) if rule is not None else 0
+    return Scratch(found) if isinstance(found, int) else found
 
 
 def kept_bytes(func: Any, args: tuple, kwargs: dict, outputs: Any) -> dict[int, int]:
@@ -92,6 +93,9 @@ def kept_bytes(func: Any, args: tuple, kwargs: dict, outputs: Any) -> dict[int, 
     name = func.overloadpacket.__name__
     if name == "mkldnn_rnn_layer":
         return matrices.recurrent_workspace(args, kwargs, outputs)
+    if name == "max_pool2d_with_indices" and not torch.is_grad_enabled() and args[0].shape[-2] == 1 and args[1][0] == 1:
+        # max_pool1d without gradients has a kernel without indices; over fake tensors torch takes the other one.
+        return {1: 0}
     if name in ("mse_loss", "smooth_l1_loss") and isinstance(outputs, Tensor) and outputs.numel() < args[0].numel():
         # The reduced loss is written into the first element of the map of losses.
         return {0: data_bytes(args[0])}

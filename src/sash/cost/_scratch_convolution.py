@@ -13,13 +13,13 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from sash.cost import _onednn
-from sash.cost._ledger import Ledger, copy_bytes
+from sash.cost._ledger import Ledger, Scratch, copy_bytes
 from sash.cost._onednn import Plan
 
 _ONEDNN = ("Mkldnn", "MkldnnTranspose")
 
 
-def forward_scratch(args: tuple, kwargs: dict, output: Tensor) -> int | None:
+def forward_scratch(args: tuple, kwargs: dict, output: Tensor) -> Scratch | None:
     """Scratch of `aten.convolution`."""
     call = _Call.read(args)
     backend = _backend(call)
@@ -31,17 +31,20 @@ def forward_scratch(args: tuple, kwargs: dict, output: Tensor) -> int | None:
         copies = [copy_bytes(call.input, call.format), copy_bytes(call.weight, call.format)]
         ledger.take(*copies)
         if call.channels_last:
-            ledger.take(output.nbytes, plan.scratchpad, plan.first, plan.second)
+            inside = (plan.scratchpad, plan.first, plan.second)
+            ledger.take(output.nbytes, *inside)
+            ledger.give(*inside)
         else:
             inside = (plan.scratchpad, plan.first, plan.second)
             ledger.take(*inside, plan.result)
             ledger.give(*inside)
             _to_dense(ledger, plan, output.nbytes)
+        ledger.give(*copies)
         return ledger.beyond(output.nbytes)
     return _native_forward(call, backend, output)
 
 
-def backward_scratch(args: tuple, kwargs: dict, outputs: tuple[Tensor | None, ...]) -> int | None:
+def backward_scratch(args: tuple, kwargs: dict, outputs: tuple[Tensor | None, ...]) -> Scratch | None:
     """Scratch of `aten.convolution_backward`."""
     gradient, input, weight, bias_sizes, *rest, mask = args
     call = _Call.read((input, weight, None, *rest), bias=bool(mask[2]))
@@ -77,6 +80,9 @@ def backward_scratch(args: tuple, kwargs: dict, outputs: tuple[Tensor | None, ..
         _to_dense(ledger, plan, plain, keep=True)
         if call.channels_last:
             ledger.take(plain)
+            ledger.give(plain)
+        ledger.give(plan.result, bias)
+    ledger.give(*copies)
     return ledger.beyond(sum(results))
 
 
@@ -88,7 +94,9 @@ class _Call:
         self.bias = bias
         self.line = input.dim() == 3
         self.input, self.weight = input, weight
-        self.stride, self.padding, self.dilation, self.output_padding = (list(values) for values in (stride, padding, dilation, output_padding))
+        self.stride, self.padding, self.dilation, self.output_padding = (
+            list(values) for values in (stride, padding, dilation, output_padding)
+        )
         self.transposed, self.groups = transposed, groups
         axes = input.dim() - 2
         for values in (self.stride, self.padding, self.dilation, self.output_padding):
@@ -160,9 +168,9 @@ def _to_dense(ledger: Ledger, plan: Plan, plain: int, keep: bool = False) -> Non
         ledger.give(plan.result)
 
 
-def _native_forward(call: _Call, backend: str, output: Tensor) -> int | None:
-    return 0 if backend == "Empty" else None
+def _native_forward(call: _Call, backend: str, output: Tensor) -> Scratch | None:
+    return Scratch(0) if backend in ("Empty", "MkldnnEmpty") else None
 
 
-def _native_backward(call: _Call, backend: str, gradient: Tensor, outputs: tuple[Tensor | None, ...]) -> int | None:
-    return 0 if backend == "Empty" else None
+def _native_backward(call: _Call, backend: str, gradient: Tensor, outputs: tuple[Tensor | None, ...]) -> Scratch | None:
+    return Scratch(0) if backend in ("Empty", "MkldnnEmpty") else None

@@ -128,7 +128,9 @@ def pointwise(args: tuple, kwargs: dict, outputs: Any) -> int:
 
     Source: torch's `TensorIterator`, which casts to the common type on the CPU.
     """
-    values = [value for value in args if isinstance(value, (Tensor, int, float, complex)) and not (isinstance(value, Tensor) and value.is_sparse)]
+    values = [
+        value for value in args if isinstance(value, (Tensor, int, float, complex)) and not (isinstance(value, Tensor) and value.is_sparse)
+    ]
     tensors = [value for value in values if isinstance(value, Tensor)]
     if len({tensor.dtype for tensor in tensors}) < 2:
         return _from_complex(tensors, outputs)

@@ -41,12 +41,18 @@ def flash_attention(args: tuple, kwargs: dict, outputs: Any) -> int:
 
 
 def flash_attention_backward(args: tuple, kwargs: dict, outputs: Any) -> int:
-    """A copy of the gradient's shape, and two tiles of scores for every thread."""
-    query, key = args[1], args[2]
+    """The gradient with heads behind positions, where it lies otherwise, and two tiles of scores for every thread."""
+    gradient, query, key = args[0], args[1], args[2]
     rows, columns = _tile(query.shape[2], key.shape[2], 768, 192)
     tiles = 2 * torch.get_num_threads() * rows * columns
     half = query.dtype in (torch.bfloat16, torch.float16)
-    return data_bytes(query) + tiles * _FLOAT + rows * _FLOAT + (tiles * query.element_size() if half else 0)
+    copy = 0 if _heads_lie_behind(gradient) else data_bytes(gradient)
+    return copy + tiles * _FLOAT + rows * _FLOAT + (tiles * query.element_size() if half else 0)
+
+
+def _heads_lie_behind(gradient: Tensor) -> bool:
+    batch, heads, length, size = gradient.shape
+    return gradient.stride() == (length * heads * size, size, heads * size, 1)
 
 
 def _tile(queries: int, keys: int, large: int, middle: int) -> tuple[int, int]:

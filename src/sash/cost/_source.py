@@ -55,7 +55,6 @@ class ModelSource:
             raise ModelError(f"{where}: {name} returned {_a(model)}; it has to return a torch.nn.Module or another callable.")
         return model
 
-
     def import_module(self) -> None:
         """Import the file or module, without making the model; raises as `load` does."""
         where, _, _ = _parse(self.text)

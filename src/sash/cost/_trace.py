@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+
+# torch's optimizers import this by themselves on first use; here it counts as importing, not as forecasting.
+import torch._dynamo
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from sash.cost._macs import operator_macs
 from sash.cost._results import Category, Moment, Phase
@@ -48,6 +50,8 @@ class Trace:
     lives: list[Life] = field(default_factory=list)
     macs: dict[tuple[str, bool], int] = field(default_factory=lambda: defaultdict(int))
     """By module path and whether in backward."""
+    steps: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """By moment, the kernel's blocks in order, where they are known; see `Scratch.steps`."""
     unknown: set[str] = field(default_factory=set)
     """Operators whose scratch is not known."""
 
@@ -55,11 +59,9 @@ class Trace:
 class Tracer(TorchDispatchMode):
     """Writes a `Trace` of every operator run under it. Enter it inside a `FakeTensorMode`, or over real tensors."""
 
-    def __init__(self, trace: Trace, adopt: bool = False) -> None:
+    def __init__(self, trace: Trace) -> None:
         super().__init__()
         self.trace = trace
-        self.adopt = adopt
-        """Count tensors that operators read and nobody declared: what a plain function holds."""
         self.phase = Phase.FORWARD
         self.scopes: Scopes | None = None
         self.level = 0
@@ -100,10 +102,6 @@ class Tracer(TorchDispatchMode):
             with self:
                 # Not func.decompose: that prefers Python decompositions, which the real kernels do not run.
                 return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
-        if self.adopt:
-            for tensor in tree_leaves((args, kwargs)):
-                if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._alive:
-                    self.static(tensor, Category.PARAMETER if isinstance(tensor, nn.Parameter) else Category.BUFFER, name)
         moment = self._moment(func)
         outputs = func(*args, **kwargs)
         made = self._born(outputs, func)
@@ -164,8 +162,9 @@ class Tracer(TorchDispatchMode):
         scratch = kernel_scratch(func, args, kwargs, outputs)
         if scratch is None:
             self.trace.unknown.add(at.operator)
-        elif scratch > 0:
-            self.trace.lives.append(Life(scratch, at.module, at.operator, self.phase, moment, moment + 1, Category.SCRATCH))
+        elif scratch.bytes > 0:
+            self.trace.steps[moment] = scratch.steps
+            self.trace.lives.append(Life(scratch.bytes, at.module, at.operator, self.phase, moment, moment + 1, Category.SCRATCH))
         macs = operator_macs(func, args, kwargs, outputs)
         if macs:
             self.trace.macs[at.module, self.phase is Phase.BACKWARD] += macs
@@ -178,4 +177,9 @@ def _sums_gradients() -> bool:
 
 def _updates_in_place(func: Any, args: tuple) -> bool:
     """Only its first argument is written, and returned."""
-    return func.overloadpacket.__name__.endswith("_") and not func.overloadpacket.__name__.startswith("_") and bool(args) and isinstance(args[0], Tensor)
+    return (
+        func.overloadpacket.__name__.endswith("_")
+        and not func.overloadpacket.__name__.startswith("_")
+        and bool(args)
+        and isinstance(args[0], Tensor)
+    )
