@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -37,13 +38,15 @@ QUICK = (
 )  # fmt: skip
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "torchinfo", "sash")
 LIMIT_S = 600
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Threads sleep at barriers: where they spin, anything else that wants a core makes a step ten times longer."""
 
 
 def ask(*words: str) -> dict[str, Any]:
     """The answer of `_probe.py`; `{"error": reason}` where it failed or took too long."""
     command = [sys.executable, "-W", "ignore", str(BENCH / "_probe.py"), *words]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S, env={**WAITING, **os.environ})
     except subprocess.TimeoutExpired:
         return {"error": f"no answer in {LIMIT_S} s"}
     if done.returncode:
@@ -61,7 +64,8 @@ def setting() -> dict[str, Any]:
     versions = {package: importlib.metadata.version(package) for package in PACKAGES}
     facts = Path("/proc/cpuinfo").read_text().splitlines()
     processor = next((line.partition(":")[2].strip() for line in facts if line.startswith("model name")), platform.machine())
-    return {"versions": versions, "python": platform.python_version(), "threads": THREADS, "processor": processor}
+    waiting = {name: os.environ.get(name, value) for name, value in WAITING.items()}
+    return {"versions": versions, "python": platform.python_version(), "threads": THREADS, **waiting, "processor": processor}
 
 
 def code_digest() -> str:
@@ -92,8 +96,10 @@ def main() -> None:
     started = time.perf_counter()
     for number, name in enumerate(names, 1):
         if name not in rows:
-            print(f"{number}/{len(names)} {name}", file=sys.stderr, flush=True)
+            print(f"{number}/{len(names)} {name}", file=sys.stderr, end=" ", flush=True)
+            asked_at = time.perf_counter()
             rows[name] = complete(ask("row", name, str(runs), str(mapped_runs)))
+            print(f"{time.perf_counter() - asked_at:.0f} s", file=sys.stderr, flush=True)
             if whole:
                 PARTIAL.parent.mkdir(exist_ok=True)
                 PARTIAL.write_text(json.dumps({"key": key, "rows": rows}))
