@@ -169,9 +169,7 @@ TORCHVISION = (
     train("googlenet-b4-aux", tv("googlenet", init_weights=False, aux_logits=True), image(4, 160)),
     infer("inception_v3-b2", tv("inception_v3", init_weights=False, aux_logits=True), image(2, 299)),
     infer("squeezenet-b16", tv("squeezenet1_1"), image(16, 224)),
-    infer("fcn_resnet50-b1", tv("fcn_resnet50", weights_backbone=None), image(1, 256)),
     train("deeplabv3_mobilenet-b2", tv("deeplabv3_mobilenet_v3_large", weights_backbone=None), image(2, 192), momentum),
-    infer("vit_b_16-b1", tv("vit_b_16"), image(1, 224)),
     infer("swin_t-b2", tv("swin_t"), image(2, 224)),
 )
 
@@ -191,7 +189,6 @@ TRANSFORMERS = (
     infer("convnext_hf-b2", convnext_hf, image(2, 224)),
     train("vit_hf-b4-bf16", vit_hf, image(4, 224), autocast=BF16),
     infer("segformer-b2", segformer, image(2, 256)),
-    train("segformer-b1", segformer, image(1, 256)),
     infer("bert-b8", bert, tokens(8, 128, 16000)),
     train("bert-b2-bf16-momentum", bert, tokens(2, 256, 16000), momentum, autocast=BF16),
     train("distilbert-b8-adagrad", distilbert, tokens(8, 128, 16000), adagrad),
@@ -219,7 +216,6 @@ OWN = (
     infer("circular-b16", own.CircularNet, signal(16, 4, 4096)),
     train("circular-b8", own.CircularNet, signal(8, 4, 4096)),
     train("spectral-b4-adam", own.SpectralNet, image(4, 128), adam),
-    infer("volume-b2", own.VolumeNet, signal(2, 1, 64, 64, 64)),
     train("volume-b2-momentum", own.VolumeNet, signal(2, 1, 48, 48, 48), momentum),
     infer("squeeze_excite-b4", own.SqueezeExciteNet, image(4, 224)),
     train("squeeze_excite-b1-bf16", own.SqueezeExciteNet, image(1, 160), sgd, autocast=BF16),
