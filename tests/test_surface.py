@@ -52,7 +52,8 @@ def test_every_public_name_exists_and_is_documented():
 def test_nothing_else_looks_public():
     folders = {name for name, value in vars(sash).items() if inspect.ismodule(value)}
     visible = {name for name in vars(sash) if not name.startswith("_")} - folders
-    assert visible == NAMES
+    assert visible <= NAMES  # what needs torch is there once it is named
+    assert set(dir(sash)) == NAMES
 
 
 def test_public_functions_are_called_as_documented():

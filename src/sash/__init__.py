@@ -1,8 +1,13 @@
 """sash forecasts, fits and runs windowed workloads inside the memory you have."""
 
-from sash.cost import Forecast, Measurement, ModelSource, Timeline, Workload, forecast, measure
+import importlib as _importlib
+import typing as _typing
+
 from sash.errors import InputError, MeasureError, ModelError, SashError, ShapeError, TraceError
 from sash.window import Chain, Window, walk
+
+if _typing.TYPE_CHECKING:
+    from sash.cost import Forecast, Measurement, ModelSource, Timeline, Workload, forecast, measure
 
 __all__ = [
     "Chain",
@@ -22,3 +27,14 @@ __all__ = [
     "measure",
     "walk",
 ]
+
+
+def __getattr__(name: str) -> _typing.Any:
+    # What needs torch comes when it is first named: windows and walks, and `sash --help`, do without it.
+    if name not in __all__:
+        raise AttributeError(f"module 'sash' has no attribute {name!r}")
+    return getattr(_importlib.import_module("sash.cost"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

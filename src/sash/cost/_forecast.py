@@ -23,9 +23,10 @@ from sash.units import format_bytes
 def forecast(work: Workload, real: bool = False) -> Forecast:
     """What one step of `work` will need: memory over time, work, parameters, and why.
 
-    The step is run over tensors that have shapes and no memory, so nothing of its size is allocated and nothing is computed; the model is left as it is.
-    With `real=True` it is traced on real tensors instead (a copy of the model, at the step's full cost), which data-dependent code needs.
-    Error of `peak_bytes` against the allocator's own record: bench/results/forecast.json. Raises `ShapeError`, `TraceError`, `ModelError`, `InputError`.
+    The step is run over tensors that have shapes and no memory, so nothing of its size is allocated and nothing is computed; the
+    model is left as it is. With `real=True` it is traced on real tensors instead (a copy of the model, at the step's full cost), which
+    data-dependent code needs. Error of `peak_bytes` against the allocator's own record: bench/results/forecast.json.
+    Raises `ShapeError`, `TraceError`, `ModelError`, `InputError`.
     """
     started = time.perf_counter()
     traced = trace_step(work, real)
@@ -152,7 +153,7 @@ def _notes(traced: TracedStep, peak: int, first_peak: int, real: bool) -> tuple[
         notes.append(f"What these operators allocate inside is not known, and not counted: {names}.")
     if not _onednn.available():
         notes.append(
-            "This build of torch does not let oneDNN be asked for its layouts; convolutions are forecast by rules and may be a few per cent off."
+            "This build of torch does not let oneDNN be asked for its layouts: what its convolutions allocate inside is not counted."
         )
     if traced.micro_batches > traced.traced_micro_batches:
         notes.append(f"{traced.micro_batches} micro-batches; the timeline shows {traced.traced_micro_batches}, the others repeat the last.")

@@ -1,7 +1,7 @@
 """The default allocator of glibc, followed block by block: how large a process grows, not only how much it asked for.
 
-Freed memory in the middle of the heap stays resident, blocks above a threshold are mapped on their own, and the threshold grows with what was freed. Each rule is
-one of glibc's; what is left out (alignment inside a chunk, per-thread caches, bins by size class) moves the result by little.
+Freed memory in the middle of the heap stays resident, blocks above a threshold are mapped on their own, and the threshold grows with
+what was freed. Each rule is one of glibc's; per-thread caches and bins by size class are left out.
 
 Source: glibc 2.36, `malloc/malloc.c`: `_int_malloc`, `sysmalloc`, `_int_free`, `systrim`, and the note on the dynamic mmap threshold.
 """

@@ -1,8 +1,8 @@
 """Ask oneDNN which layouts and scratchpad a primitive would use, without allocating its tensors.
 
-torch carries oneDNN inside `libtorch_cpu.so`. Its C functions are not exported, but the wheel keeps their addresses in the ELF symbol table, and a
-primitive descriptor is made from shapes alone. So the library that will run a convolution also tells what it will allocate, on this processor and in this
-version. Where the table was stripped (`available()` is False) the callers fall back on stated rules.
+torch carries oneDNN inside `libtorch_cpu.so`. Its C functions are not exported, but the wheel keeps their addresses in the ELF symbol
+table, and a primitive descriptor is made from shapes alone. So the library that will run a convolution also tells what it will
+allocate, on this processor and in this version. Where the table was stripped, `available()` is False and a forecast says so.
 
 Source: oneDNN C API, `oneapi/dnnl/dnnl.h` as shipped with torch.
 """
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -246,23 +247,21 @@ class _Make:
     def __call__(self, shape: Sequence[int], dtype: torch.dtype, layout: str) -> int:
         made, dims = ctypes.c_void_p(), _DIMS(*shape)
         if layout == "any":
-            status = self._library.memory_desc_create_with_tag(ctypes.byref(made), len(shape), dims, _TYPES[dtype], _ANY_LAYOUT)
+            self._library.memory_desc_create_with_tag(ctypes.byref(made), len(shape), dims, _TYPES[dtype], _ANY_LAYOUT)
         else:
             order = [0, *range(2, len(shape)), 1] if layout == "channels last" else range(len(shape))
             strides, step = [0] * len(shape), 1
             for axis in reversed(list(order)):
                 strides[axis], step = step, step * shape[axis]
             return self.strided(shape, strides, dtype)
-        assert status == 0 and made.value, (shape, dtype, layout, status)
+        assert made.value, (shape, dtype, layout)
         self.memory.append(made.value)
         return made.value
 
     def strided(self, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> int:
         made = ctypes.c_void_p()
-        status = self._library.memory_desc_create_with_strides(
-            ctypes.byref(made), len(shape), _DIMS(*shape), _TYPES[dtype], _DIMS(*strides)
-        )
-        assert status == 0 and made.value, (shape, strides, dtype, status)
+        self._library.memory_desc_create_with_strides(ctypes.byref(made), len(shape), _DIMS(*shape), _TYPES[dtype], _DIMS(*strides))
+        assert made.value, (shape, strides, dtype)
         self.memory.append(made.value)
         return made.value
 
@@ -293,7 +292,10 @@ def _descriptors(library) -> Iterator[_Make]:
 
 
 class _Library:
-    """The C functions at their addresses in the loaded library."""
+    """The C functions at their addresses in the loaded library, by their names in `_CALLS`."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
 
     def __init__(self, start: int, offsets: dict[str, int]) -> None:
         for name, arguments in _CALLS.items():
@@ -307,8 +309,8 @@ class _Library:
 @cache
 def _engine(library) -> int:
     made = ctypes.c_void_p()
-    status = library.engine_create(ctypes.byref(made), 1, 0)  # dnnl_cpu, the first
-    assert status == 0 and made.value
+    library.engine_create(ctypes.byref(made), 1, 0)  # dnnl_cpu, the first
+    assert made.value
     return made.value
 
 
@@ -316,8 +318,9 @@ def _engine(library) -> int:
 def _attributes(library) -> int:
     # torch hands its own scratchpads over, so that they come from its allocator.
     made = ctypes.c_void_p()
-    status = library.primitive_attr_create(ctypes.byref(made)) or library.primitive_attr_set_scratchpad_mode(made, 1)
-    assert status == 0 and made.value
+    library.primitive_attr_create(ctypes.byref(made))
+    library.primitive_attr_set_scratchpad_mode(made, 1)
+    assert made.value
     return made.value
 
 

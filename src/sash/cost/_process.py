@@ -1,8 +1,8 @@
 """How far resident memory grows: the allocator's blocks followed through glibc's heap, and what a process needs beside them.
 
-Sources: `_heap` for the heap's rules. What lies beside torch's allocator (code pages, generated kernels, the matrix library's packing buffers, Python objects) was measured
-as the growth with every block mapped, less the allocator's peak, over 40 workloads of the bench (torch 2.13, x86, 2 threads), and fitted with non-negative
-weights; bench/results/forecast.json holds it to account.
+Sources: `_heap` for the heap's rules. What lies beside torch's allocator (code pages, generated kernels, the matrix library's packing
+buffers, Python objects) was measured as the growth with every block mapped, less the allocator's peak, over 40 workloads (torch 2.13,
+x86, 2 threads), and fitted with non-negative weights; bench/results/forecast.json holds it to account.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _STEPS = 3
 _NODE_BYTES = 640
 """Small blocks that come and go with an operator's result: its tensor, its backward node. They hold the heap's end where it is."""
 _PRIMITIVE_BYTES = 2048
-"""What oneDNN keeps of each primitive it made, between the blocks of its first run: they stay, and keep the heap from shrinking past them."""
+"""What oneDNN keeps of each primitive, made between the blocks of its first run: it stays, and the heap cannot shrink past it."""
 
 
 def beside_bytes(timeline: Timeline, transposed: bool) -> int:
@@ -35,8 +35,8 @@ def beside_bytes(timeline: Timeline, transposed: bool) -> int:
 def bound_bytes(heap: int, beside: int) -> int:
     """A bound on the process's growth: what the heap is followed to hold, and what its real order of blocks may add.
 
-    Small blocks that are not followed (Python's, autograd's, generated kernels') decide which holes close, and differ from run to run; the allowance is the least
-    that no measured run of 40 workloads exceeded, plus one per cent.
+    Small blocks that are not followed (Python's, autograd's, generated kernels') decide which holes close, and differ from run to run;
+    the allowance is the least that no measured run of 40 workloads exceeded, plus one per cent.
     """
     return int(1.12 * heap) + min(int(0.20 * heap), 80_000_000) + beside + 4_000_000
 
@@ -60,7 +60,7 @@ def heap_bytes(trace: Trace, first_optimizer: int | None, steady_optimizer: int 
     lasting = {
         index
         for index, life in enumerate(trace.lives)
-        if life.phase is Phase.OPTIMIZER and (life.died is None or life.died >= steady) and life.born < steady
+        if life.phase is Phase.OPTIMIZER and life.born < steady and (life.died is None or life.died >= steady)
     }
     for step in range(_STEPS):
         moments = range(steady) if step == 0 else [*range(start), *range(steady, end)]

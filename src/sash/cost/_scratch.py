@@ -1,6 +1,7 @@
 """What each operator's kernel allocates inside, beside its results.
 
-One table: operator → rule. An operator without a rule and without the tag `pointwise` allocates nothing beside its results, as far as was measured.
+One table: operator → rule. An operator without a rule and without the tag `pointwise` allocates nothing beside its results, as far as
+was measured.
 """
 
 from __future__ import annotations

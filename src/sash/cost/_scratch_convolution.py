@@ -1,22 +1,27 @@
 """What convolution kernels allocate inside.
 
-Sources: the order of allocations was measured with the profiler's memory record, torch 2.13 on x86 (tests/parity/test_scratch.py repeats it); the sizes of oneDNN's
-own layouts and scratchpads are asked of oneDNN (`_onednn`); which kernel runs is asked of torch (`torch._C._select_conv_backend`).
+Sources: the order of allocations was measured with the profiler's memory record, torch 2.13 on x86 (tests/parity/test_scratch.py repeats
+it); the sizes of oneDNN's own layouts and scratchpads are asked of oneDNN (`_onednn`); which kernel runs is asked of torch
+(`torch._C._select_conv_backend`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from sash.cost import _onednn
-from sash.cost._ledger import Ledger, Scratch, copy_bytes
+from sash.cost._ledger import Ledger, Scratch, copy_bytes, data_bytes
 from sash.cost._onednn import Plan
 
 _ONEDNN = ("Mkldnn", "MkldnnTranspose")
+_WHOLE_BATCH = ("Slow2d", "Slow3d")
+_ONE_PICTURE = ("SlowDilated2d", "SlowDilated3d", "SlowTranspose2d", "SlowTranspose3d")
+"""torch's own kernels, by how much of the batch they unfold at once."""
 
 
 def forward_scratch(args: tuple, kwargs: dict, output: Tensor) -> Scratch | None:
@@ -52,7 +57,7 @@ def backward_scratch(args: tuple, kwargs: dict, outputs: tuple[Tensor | None, ..
     results = [0 if output is None else output.nbytes for output in outputs]
     ledger = Ledger()
     if backend not in _ONEDNN:
-        return _native_backward(call, backend, gradient, outputs)
+        return _native_backward(call, backend, gradient)
     copies = [copy_bytes(tensor, call.format) for tensor in (gradient, input, weight)]
     ledger.take(*copies)
     if mask[0]:
@@ -169,8 +174,33 @@ def _to_dense(ledger: Ledger, plan: Plan, plain: int, keep: bool = False) -> Non
 
 
 def _native_forward(call: _Call, backend: str, output: Tensor) -> Scratch | None:
-    return Scratch(0) if backend in ("Empty", "MkldnnEmpty") else None
+    """torch's own kernels unfold the input into columns; groups run one after the other, each on a copy of its channels."""
+    columns = _column_bytes(call, backend, output.shape, forward=True)
+    if columns is None:
+        return None
+    return Scratch(columns + (data_bytes(call.input) // call.groups if call.groups > 1 and columns else 0))
 
 
-def _native_backward(call: _Call, backend: str, gradient: Tensor, outputs: tuple[Tensor | None, ...]) -> Scratch | None:
-    return Scratch(0) if backend in ("Empty", "MkldnnEmpty") else None
+def _native_backward(call: _Call, backend: str, gradient: Tensor) -> Scratch | None:
+    columns = _column_bytes(call, backend, gradient.shape, forward=False)
+    if columns is None:
+        return None
+    copies = (data_bytes(call.input) + data_bytes(gradient)) // call.groups if call.groups > 1 and columns else 0
+    return Scratch(columns + copies)
+
+
+def _column_bytes(call: _Call, backend: str, output: Sequence[int], forward: bool) -> int | None:
+    """Bytes of the columns of one group; None for a backend that was not measured."""
+    if backend in ("Empty", "MkldnnEmpty"):
+        return 0
+    if backend not in _WHOLE_BATCH and backend not in _ONE_PICTURE:
+        return None
+    kernel = prod(call.weight.shape[2:])
+    if backend == "Slow2d" and kernel == 1 and set(call.stride) == {1} and not any(call.padding):
+        return 0
+    # A transposed convolution's columns are those of the convolution that it undoes: taps of the output at every place of the input.
+    channels, places = (output[1], call.input.shape[2:]) if call.transposed else (call.input.shape[1], output[2:])
+    picture = channels // call.groups * kernel * prod(places) * call.input.element_size()
+    whole = backend in _WHOLE_BATCH or (backend == "SlowTranspose2d" and forward)
+    ones = prod(output[2:]) * call.input.element_size() if backend == "SlowTranspose3d" and forward else 0
+    return picture * (call.input.shape[0] if whole else 1) + ones

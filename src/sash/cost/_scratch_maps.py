@@ -1,7 +1,7 @@
 """What the kernels of pooling, resampling, indexing, reductions and mixed types allocate inside.
 
-Sources: measured with the profiler's memory record, torch 2.13 on x86; tests/parity/test_scratch.py repeats it. The rule for resampling is that of torch's
-`UpSampleKernel.cpp` (`_use_vectorized_kernel_cond_2d`).
+Sources: measured with the profiler's memory record, torch 2.13 on x86; tests/parity/test_scratch.py repeats it. The rule for
+resampling is that of torch's `UpSampleKernel.cpp` (`_use_vectorized_kernel_cond_2d`).
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def affine_grid(args: tuple, kwargs: dict, outputs: Tensor) -> int:
 
 def roll(args: tuple, kwargs: dict, outputs: Tensor) -> int:
     """One map for every axis but the last."""
-    return max(len(args[2] if len(args) > 2 else ()) - 1, 0) * data_bytes(args[0])
+    axes: list[int] = args[2] if len(args) > 2 else []
+    return max(len(axes) - 1, 0) * data_bytes(outputs)
 
 
 def embedding(args: tuple, kwargs: dict, outputs: Tensor) -> int:
@@ -69,7 +70,7 @@ def embedding_backward(args: tuple, kwargs: dict, outputs: Tensor) -> int:
 
 
 def total(args: tuple, kwargs: dict, outputs: Tensor) -> int:
-    """Half precision over axes that do not lie together is summed in single precision, flags as whole numbers: the input is converted first.
+    """Half precision over axes that do not lie together is summed in single precision, flags as whole numbers: converted first.
 
     Source: torch's `should_use_acc_buffer` (`SumKernel.cpp`).
     """

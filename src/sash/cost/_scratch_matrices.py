@@ -1,7 +1,7 @@
 """What the kernels of matrix products, attention, recurrent layers and Fourier transforms allocate inside.
 
-Sources: the order of allocations was measured with the profiler's memory record, torch 2.13 on x86 (tests/parity/test_scratch.py repeats it); scratchpads are asked of
-oneDNN; the tile sizes of fused attention are those of torch's `FlashAttentionKernel.cpp`.
+Sources: the order of allocations was measured with the profiler's memory record, torch 2.13 on x86 (tests/parity/test_scratch.py repeats
+it); scratchpads are asked of oneDNN; the tile sizes of fused attention are those of torch's `FlashAttentionKernel.cpp`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def flash_attention_backward(args: tuple, kwargs: dict, outputs: Any) -> int:
 
 
 def _heads_lie_behind(gradient: Tensor) -> bool:
-    batch, heads, length, size = gradient.shape
+    _, heads, length, size = gradient.shape
     return gradient.stride() == (length * heads * size, size, heads * size, 1)
 
 

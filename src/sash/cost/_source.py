@@ -133,7 +133,11 @@ def _from_file(path: Path) -> ModuleType:
         raise ModelError(f"there is no file {path}. {_near_files(path)}")
     if path.suffix != ".py":
         raise ModelError(f"{path} is not a Python file; a model is named like {_EXAMPLES}.")
-    name = f"sash_model_{path.stem}_{sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    # Named after its place and its last change: run once, and again only when it was edited.
+    stamp = f"{path.resolve()} {path.stat().st_mtime_ns}"
+    name = f"sash_model_{path.stem}_{sha256(stamp.encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:
         raise ModelError(f"{path} cannot be loaded as a Python file.")

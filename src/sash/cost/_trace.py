@@ -1,7 +1,7 @@
 """Run a step over fake tensors and write down every storage's life.
 
-Below autograd every operator passes through one dispatch mode: what it returns is born, and a weak reference on the storage tells when it dies. Autograd's saved
-tensors therefore come out right by themselves. What kernels allocate inside is added by `_scratch`.
+Below autograd every operator passes through one dispatch mode: what it returns is born, and a weak reference on the storage tells when
+it dies. Autograd's saved tensors therefore come out right by themselves. What kernels allocate inside is added by `_scratch`.
 """
 
 from __future__ import annotations
@@ -150,8 +150,8 @@ class Tracer(TorchDispatchMode):
     def _count(self, func: Any, args: tuple, kwargs: dict, outputs: Any, made: list[Life], moment: int) -> None:
         at = self.trace.moments[moment]
         if self.phase is Phase.BACKWARD and str(func) == "aten.add.Tensor" and made and _sums_gradients():
-            # The engine adds the second gradient into the first one's memory where nothing else holds that; under a dispatch mode it adds out of place.
-            # If the first one dies right after, it was free to be taken over.
+            # The engine adds the second gradient into the first one's memory where nothing else holds that; under a dispatch
+            # mode it adds out of place. If the first one dies right after, it was free to be taken over.
             first = self._alive.get(args[0].untyped_storage()._cdata)
             self._taking_over = (first, moment) if first is not None else None
         for place, size in kept_bytes(func, args, kwargs, outputs).items():

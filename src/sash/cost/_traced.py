@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from sash.cost._callables import static_tensors
 from sash.cost._failures import explain
@@ -64,6 +65,7 @@ def trace_step(work: Workload, real: bool) -> TracedStep:
     else:
         model = stand.model(model)
         arguments = tuple(stand.inputs(value) for value in positional), {key: stand.inputs(value) for key, value in keyword.items()}
+    assert not isinstance(work.autocast, str)
     trace = Trace()
     tracer = Tracer(trace)
     loss = stand.model(work.loss) if work.loss is not None and not real else work.loss or default_loss
@@ -179,5 +181,5 @@ def _watch(tracer: Tracer, spans: list[Span]) -> Callable[[str, bool], None]:
 @contextmanager
 def _unseen(tracer: Tracer) -> Iterator[None]:
     """What happens inside is not part of the step."""
-    with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
+    with _disable_current_modes(), torch.no_grad():
         yield
