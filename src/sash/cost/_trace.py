@@ -176,10 +176,7 @@ def _sums_gradients() -> bool:
 
 
 def _updates_in_place(func: Any, args: tuple) -> bool:
-    """Only its first argument is written, and returned."""
-    return (
-        func.overloadpacket.__name__.endswith("_")
-        and not func.overloadpacket.__name__.startswith("_")
-        and bool(args)
-        and isinstance(args[0], Tensor)
-    )
+    """Only its first argument's values are written, and that is returned."""
+    name = func.overloadpacket.__name__
+    writes = name in ("copy_", "zero_", "fill_") or (name.endswith("_") and torch.Tag.pointwise in func.tags)
+    return writes and bool(args) and isinstance(args[0], Tensor)
