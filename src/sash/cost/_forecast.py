@@ -57,7 +57,8 @@ def forecast(work: Workload, real: bool = False) -> Forecast:
     )
     beside = beside_bytes(timeline, _transposes(traced.model))
     mapped = peak + beside
-    process = bound_bytes(max(heap_bytes(traced.trace, traced.optimizer_start, traced.steady_start), peak), beside)
+    heap = max(heap_bytes(traced.trace, traced.optimizer_start, traced.steady_start), peak)
+    process = bound_bytes(heap, timeline, beside)
     return replace(found, process_bytes=process, mapped_bytes=mapped, reasons=reasons(found), forecast_s=time.perf_counter() - started)
 
 

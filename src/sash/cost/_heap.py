@@ -11,7 +11,8 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 
 _LEAST_THRESHOLD = 128 << 10
-_MOST_THRESHOLD = 32 << 20
+LARGEST_IN_HEAP = 32 << 20
+"""Larger blocks are always mapped on their own."""
 _TOP_PAD = 128 << 10
 _PAGE = 4096
 _OVERHEAD = 16
@@ -65,7 +66,7 @@ class Heap:
         start, size = block
         if start < 0:
             self.mapped -= size
-            if self._threshold < size <= _MOST_THRESHOLD:
+            if self._threshold < size <= LARGEST_IN_HEAP:
                 self._threshold = size
             return
         before = self._hole_before.get(start)
