@@ -214,10 +214,13 @@ def test_an_interrupt_leaves_no_child_behind(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent(f"""
-        import os, time
+        import os, signal, time
         from pathlib import Path
         from torch import nn
         import sash
+
+        # A test run in the background of a shell inherits that interrupts are ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
         class Slow(nn.Module):
             def forward(self, x):
