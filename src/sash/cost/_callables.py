@@ -80,6 +80,21 @@ def static_tensors(model: nn.Module) -> Iterator[tuple[Category, str, str, Tenso
                     yield Category.BUFFER, path, name, tensor
 
 
+def named_layers(model: nn.Module) -> Iterator[dict[str, Any]]:
+    """For every module the part of its `LayerCost` that any step has in common; a shared parameter counts in its first owner."""
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        own = [parameter for parameter in module.parameters(recurse=False) if id(parameter) not in seen]
+        seen.update(id(parameter) for parameter in own)
+        yield {
+            "path": path,
+            "kind": kind_of(module),
+            "leaf": next(module.children(), None) is None,
+            "params": sum(parameter.numel() for parameter in own),
+            "param_bytes": sum(parameter.numel() * parameter.element_size() for parameter in own),
+        }
+
+
 _TORCHS_OWN = frozenset(vars(nn.Module()))
 
 

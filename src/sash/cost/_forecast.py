@@ -10,7 +10,7 @@ from itertools import accumulate
 from torch import nn
 
 from sash.cost import _onednn
-from sash.cost._callables import kind_of
+from sash.cost._callables import named_layers
 from sash.cost._environment import environment
 from sash.cost._process import beside_bytes, bound_bytes, heap_bytes
 from sash.cost._results import Block, Category, Forecast, LayerCost, Moment, Phase, Timeline
@@ -114,20 +114,14 @@ def _layers(traced: TracedStep, timeline: Timeline) -> tuple[LayerCost, ...]:
     for block in timeline.alive(timeline.peak_moment):
         at_peak[block.module] += block.bytes
     times = traced.micro_batches / traced.traced_micro_batches
-    seen: set[int] = set()
     layers = []
-    for path, module in traced.model.named_modules():
-        own = [parameter for parameter in module.parameters(recurse=False) if id(parameter) not in seen]
-        seen.update(id(parameter) for parameter in own)
+    for layer in named_layers(traced.model):
+        path = layer["path"]
         layers.append(
             LayerCost(
-                path=path,
-                kind=kind_of(module),
-                leaf=not any(True for _ in module.children()),
+                **layer,
                 calls=calls[path],
                 outputs=outputs.get(path, ()),
-                params=sum(parameter.numel() for parameter in own),
-                param_bytes=sum(parameter.numel() * parameter.element_size() for parameter in own),
                 macs=round(traced.trace.macs.get((path, False), 0) * times),
                 macs_backward=round(traced.trace.macs.get((path, True), 0) * times),
                 held_bytes=held[path],

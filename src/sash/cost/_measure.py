@@ -15,13 +15,13 @@ from typing import IO, Any
 import torch
 
 from sash import errors
+from sash.cost._process import MAPPED_ABOVE_BYTES
 from sash.cost._results import Block, Category, Environment, LayerCost, Measurement, Moment, Phase, Timeline
 from sash.cost._source import FunctionSource, ModelSource
 from sash.cost._transport import Parcel
 from sash.cost._workload import Workload
 from sash.errors import InputError, MeasureError
 
-MAPPED_ABOVE_BYTES = 1 << 16
 _ALLOCATORS = {
     "default": {},
     # glibc then gives every larger block back when it is freed: resident memory follows the allocator's level. The price is page faults.

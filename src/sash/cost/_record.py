@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.autograd.profiler import profile, record_function
 
-from sash.cost._callables import kind_of
+from sash.cost._callables import named_layers
 from sash.cost._results import Phase
 from sash.cost._scopes import Scopes
 
@@ -113,20 +113,14 @@ class _Record:
 
 def _layers(model: nn.Module, scopes: Scopes, record: _Record) -> list[dict[str, Any]]:
     outputs = {call.path: call.outputs or () for call in scopes.calls}
-    seen: set[int] = set()
     layers = []
-    for path, module in model.named_modules():
-        own = [parameter for parameter in module.parameters(recurse=False) if id(parameter) not in seen]
-        seen.update(id(parameter) for parameter in own)
+    for layer in named_layers(model):
+        path = layer["path"]
         layers.append(
             {
-                "path": path,
-                "kind": kind_of(module),
-                "leaf": next(module.children(), None) is None,
+                **layer,
                 "calls": record.calls[path],
                 "outputs": outputs.get(path, ()),
-                "params": sum(parameter.numel() for parameter in own),
-                "param_bytes": sum(parameter.numel() * parameter.element_size() for parameter in own),
                 "macs": 0,
                 "macs_backward": 0,
                 "held_bytes": record.held[path],

@@ -35,12 +35,11 @@ def forward_scratch(args: tuple, kwargs: dict, output: Tensor) -> Scratch | None
             return None
         copies = [copy_bytes(call.input, call.format), copy_bytes(call.weight, call.format)]
         ledger.take(*copies)
+        inside = (plan.scratchpad, plan.first, plan.second)
         if call.channels_last:
-            inside = (plan.scratchpad, plan.first, plan.second)
             ledger.take(output.nbytes, *inside)
             ledger.give(*inside)
         else:
-            inside = (plan.scratchpad, plan.first, plan.second)
             ledger.take(*inside, plan.result)
             ledger.give(*inside)
             _to_dense(ledger, plan, output.nbytes)
