@@ -25,7 +25,7 @@ NAMES = {
 
 SIGNATURES = {
     "Window": "(size, stride=1, dilation=1, pad=(0, 0), ceil=False)",
-    "Workload": "(model, inputs, train=False, optimizer=None, loss=None, device='cpu', autocast=None, accumulate=1)",
+    "Workload": "(model, inputs, train=False, optimizer=None, loss=None, device='cpu', autocast=None, accumulate=1, rewrite=None)",
     "forecast": "(work, real=False)",
     "measure": "(work, runs=1, allocator='default')",
     "walk": "(text)",

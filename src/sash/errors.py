@@ -5,7 +5,8 @@
     ├── ModelError        the model's file or factory cannot be loaded, or its forward raises
     │   ├── ShapeError    forward failed on a shape: carries the layer, what came, what was expected, the walk, the fix
     │   └── TraceError    forward cannot be traced without values or without a fake kernel: `real=True` may help
-    └── MeasureError      the measuring child process died or could not be started
+    ├── MeasureError      the measuring child process died or could not be started
+    └── DoesNotFit        no plan keeps the budget: carries the least bytes that would
 
 A message says what was asked, what was found and the nearest thing that works.
 """
@@ -53,3 +54,12 @@ class TraceError(ModelError):
 
 class MeasureError(SashError):
     """The measuring child process failed."""
+
+
+class DoesNotFit(SashError):  # noqa: N818 (the name users type, docs and design alike)
+    """No plan keeps the budget with the levers that are allowed."""
+
+    def __init__(self, told: str, least_bytes: int) -> None:
+        self.least_bytes = least_bytes
+        """The smallest budget that can be kept."""
+        super().__init__(told)

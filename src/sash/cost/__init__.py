@@ -1,6 +1,8 @@
 """What a workload costs."""
 
+from sash.cost._callables import as_module, static_tensors
 from sash.cost._compare import compare
+from sash.cost._fakes import copy_of
 from sash.cost._forecast import forecast
 from sash.cost._measure import measure
 from sash.cost._results import (
@@ -17,7 +19,8 @@ from sash.cost._results import (
     Timeline,
 )
 from sash.cost._source import FunctionSource, ModelSource
-from sash.cost._workload import Workload
+from sash.cost._step import make_optimizer, run_step, training_mode
+from sash.cost._workload import Workload, default_loss, make_tensor, map_tensors, tensors_in
 
 __all__ = [
     "Block",
@@ -34,7 +37,17 @@ __all__ = [
     "Reason",
     "Timeline",
     "Workload",
+    "as_module",
     "compare",
+    "copy_of",
+    "default_loss",
     "forecast",
+    "make_optimizer",
+    "make_tensor",
+    "map_tensors",
     "measure",
+    "run_step",
+    "static_tensors",
+    "tensors_in",
+    "training_mode",
 ]

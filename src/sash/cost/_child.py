@@ -79,6 +79,8 @@ def _measure() -> dict[str, Any]:
     _forget_peak()
     work = receive(sys.stdin.buffer)
     model = as_module(work.model.load() if isinstance(work.model, ModelSource) else work.model)
+    if work.rewrite is not None:
+        model = work.rewrite(model)
     positional, keyword = (map_tensors(make_tensor, value) for value in work.arguments())
     parameters = list(model.parameters())
     optimizer = make_optimizer(work, parameters)

@@ -65,6 +65,9 @@ def trace_step(work: Workload, real: bool) -> TracedStep:
     else:
         model = stand.model(model)
         arguments = tuple(stand.inputs(value) for value in positional), {key: stand.inputs(value) for key, value in keyword.items()}
+    if work.rewrite is not None:
+        with nullcontext() if real else mode:
+            model = work.rewrite(model)
     assert not isinstance(work.autocast, str)
     trace = Trace()
     tracer = Tracer(trace)

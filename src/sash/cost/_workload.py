@@ -42,6 +42,8 @@ class Workload:
     """Forward and loss run under `torch.autocast` with this type."""
     accumulate: int = 1
     """Micro-batches a step: `inputs` is one of them, and the loss is divided by their number."""
+    rewrite: Callable[[nn.Module], nn.Module] | None = None
+    """Applied to the model where it is loaded, before the step: a plan's levers. It may change the module that it is given."""
 
     def __post_init__(self) -> None:
         if torch.device(self.device).type != "cpu":
