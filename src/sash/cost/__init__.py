@@ -18,8 +18,11 @@ from sash.cost._results import (
     Reason,
     Timeline,
 )
+from sash.cost._saved import looking
 from sash.cost._source import FunctionSource, ModelSource
 from sash.cost._step import make_optimizer, run_step, training_mode
+from sash.cost._trace import Tracer
+from sash.cost._traced import trace_step
 from sash.cost._workload import Workload, default_loss, make_tensor, map_tensors, tensors_in
 
 __all__ = [
@@ -36,12 +39,14 @@ __all__ = [
     "Phase",
     "Reason",
     "Timeline",
+    "Tracer",
     "Workload",
     "as_module",
     "compare",
     "copy_of",
     "default_loss",
     "forecast",
+    "looking",
     "make_optimizer",
     "make_tensor",
     "map_tensors",
@@ -49,5 +54,6 @@ __all__ = [
     "run_step",
     "static_tensors",
     "tensors_in",
+    "trace_step",
     "training_mode",
 ]

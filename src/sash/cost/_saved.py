@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -10,12 +12,34 @@ from torch import Tensor
 
 from sash.cost._trace import Tracer
 
+_looking = False
+
+
+def looking() -> bool:
+    """Whether saved tensors are being looked at and not used: an unpack hook should then return an empty stand-in and do nothing else."""
+    return _looking
+
+
+@contextmanager
+def _only_looking() -> Iterator[None]:
+    global _looking
+    _looking = True
+    try:
+        yield
+    finally:
+        _looking = False
+
 
 def mark_saved(loss: Tensor, tracer: Tracer) -> None:
     """Note on every life that a backward node holds which node that is.
 
     Walks the graph behind `loss` and looks at what its nodes saved; nothing is computed.
     """
+    with _only_looking():
+        _mark_saved(loss, tracer)
+
+
+def _mark_saved(loss: Tensor, tracer: Tracer) -> None:
     seen: set[Any] = set()
     waiting = [loss.grad_fn]
     while waiting:

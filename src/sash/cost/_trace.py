@@ -80,6 +80,13 @@ class Tracer(TorchDispatchMode):
         """The life of a tensor's storage."""
         return self._alive.get(tensor.untyped_storage()._cdata)
 
+    def ignore(self, tensor: Tensor) -> None:
+        """Count nothing for this tensor's storage, nor for views of it."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        self._alive[key] = Life(0, "", "", self.phase, len(self.trace.moments))
+        self._watchers[key] = weakref.ref(storage, lambda _: self._dies(key))
+
     def finish(self) -> None:
         """Stop: what still lives lives to the end."""
         self._watchers.clear()

@@ -53,7 +53,8 @@ class Span:
     held: int = 0
 
 
-def trace_step(work: Workload, real: bool) -> TracedStep:
+def trace_step(work: Workload, real: bool = False, meet: Callable[[Tracer], None] | None = None) -> TracedStep:
+    """What a step does, written down; `meet` is given the tracer before the step starts."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     model = _load(work.model, mode, real)
     stand = Stand(mode)
@@ -72,6 +73,8 @@ def trace_step(work: Workload, real: bool) -> TracedStep:
     trace = Trace()
     tracer = Tracer(trace)
     loss = stand.model(work.loss) if work.loss is not None and not real else work.loss or default_loss
+    if meet is not None:
+        meet(tracer)
     spans: list[Span] = []
     scopes = tracer.scopes = Scopes(model, _watch(tracer, spans))
     forward_ends: list[int] = []
