@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +67,8 @@ class Tracer(TorchDispatchMode):
         self.scopes: Scopes | None = None
         self.level = 0
         """Bytes alive now, kernel scratch aside."""
+        self.observe: Callable[[Any, tuple, dict, Any], None] | None = None
+        """Told of every operator with its arguments and outputs, once it has run."""
         self._alive: dict[int, Life] = {}
         self._watchers: dict[int, weakref.ref] = {}
         self._taking_over: tuple[Life, int] | None = None
@@ -113,6 +116,8 @@ class Tracer(TorchDispatchMode):
         outputs = func(*args, **kwargs)
         made = self._born(outputs, func)
         self._count(func, args, kwargs, outputs, made, moment)
+        if self.observe is not None:
+            self.observe(func, args, kwargs, outputs)
         return outputs
 
     def _moment(self, func: Any) -> int:
