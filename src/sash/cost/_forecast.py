@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import defaultdict
 from dataclasses import replace
@@ -12,11 +13,13 @@ from torch import nn
 from sash.cost import _onednn
 from sash.cost._callables import named_layers
 from sash.cost._environment import environment
-from sash.cost._process import beside_bytes, bound_bytes, heap_bytes
+from sash.cost._process import beside_bytes, bound_bytes, run_heap
+from sash.cost._rates import Rates, calibrate, stored_rates
 from sash.cost._results import Block, Category, Forecast, LayerCost, Moment, Phase, Timeline
 from sash.cost._traced import TracedStep, trace_step
 from sash.cost._why import reasons
 from sash.cost._workload import Workload
+from sash.errors import MeasureError
 from sash.units import format_bytes
 
 
@@ -29,8 +32,11 @@ def forecast(work: Workload, real: bool = False) -> Forecast:
     Raises `ShapeError`, `TraceError`, `ModelError`, `InputError`.
     """
     started = time.perf_counter()
-    traced = trace_step(work, real)
-    timeline, first = _timelines(traced)
+    rates, trouble = _rates()
+    traced = trace_step(work, real, rates=rates)
+    heap = run_heap(traced.trace, traced.optimizer_start, traced.steady_start)
+    seconds = _seconds(traced, heap.fresh, rates)
+    timeline, first = _timelines(traced, seconds)
     layers = _layers(traced, timeline)
     static = sum(block.bytes for block in timeline.blocks if block.born == 0 and block.category in _STATIC)
     peak = max(timeline.levels, default=0)
@@ -49,23 +55,55 @@ def forecast(work: Workload, real: bool = False) -> Forecast:
         layers=layers,
         timeline=timeline,
         environment=environment(),
-        notes=_notes(traced, peak, first_peak, real),
+        notes=(*_notes(traced, peak, first_peak, real), *trouble),
         mapped_bytes=0,
         first_step_peak_bytes=first_peak,
         reasons=(),
         forecast_s=0.0,
+        wall_s=_wall(traced, timeline),
     )
     beside = beside_bytes(timeline, _transposes(traced.model))
     mapped = peak + beside
-    heap = max(heap_bytes(traced.trace, traced.optimizer_start, traced.steady_start), peak)
-    process = bound_bytes(heap, timeline, beside)
+    process = bound_bytes(max(heap.peak_bytes, peak), timeline, beside)
     return replace(found, process_bytes=process, mapped_bytes=mapped, reasons=reasons(found), forecast_s=time.perf_counter() - started)
 
 
 _STATIC = (Category.PARAMETER, Category.BUFFER, Category.INPUT, Category.OPTIMIZER)
 
 
-def _timelines(traced: TracedStep) -> tuple[Timeline, list[int]]:
+def _rates() -> tuple[Rates | None, tuple[str, ...]]:
+    """This machine's rates, measured if they never were; a note instead where that fails: memory can be forecast without them."""
+    found = stored_rates()
+    if found is not None:
+        return found, ()
+    if sys.stderr.isatty():
+        print("Measuring how fast this machine is, once, in some ten seconds ...", file=sys.stderr, flush=True)
+    try:
+        return calibrate(), ()
+    except MeasureError as error:
+        return None, (f"Times are not forecast: {error}",)
+
+
+def _seconds(traced: TracedStep, fresh: dict[int, int], rates: Rates | None) -> list[float]:
+    """Of each moment: its operator, and the pages that are made for it."""
+    if rates is None:
+        return [0.0] * len(traced.trace.moments)
+    page_s = rates["fresh.s_per_byte"]
+    beside = {Phase.BACKWARD: rates["backward.s"], Phase.OPTIMIZER: rates["optimizer.s"]}
+    estimates = traced.trace.estimates
+    return [
+        estimates[index].seconds + beside.get(moment.phase, rates["module.s"]) + fresh.get(index, 0) * page_s if index in estimates else 0.0
+        for index, moment in enumerate(traced.trace.moments)
+    ]
+
+
+def _wall(traced: TracedStep, timeline: Timeline) -> float:
+    """Seconds of a whole steady step: the traced micro-batches stand for all, the optimizer steps once."""
+    times = traced.micro_batches / traced.traced_micro_batches
+    return sum(moment.seconds * (1 if moment.phase is Phase.OPTIMIZER else times) for moment in timeline.moments)
+
+
+def _timelines(traced: TracedStep, seconds: list[float]) -> tuple[Timeline, list[int]]:
     """The steady step's timeline, and the levels of the very first step."""
     moments, lives = traced.trace.moments, traced.trace.lives
     end = len(moments)
@@ -92,7 +130,8 @@ def _timelines(traced: TracedStep) -> tuple[Timeline, list[int]]:
         died = died - skipped if died >= steady else min(died, start)
         if died > born and life.bytes:
             blocks.append(Block(life.bytes, category, life.module, life.operator, born, died, life.kept_for, life.shape))
-    kept = moments[:start] + moments[steady:]
+    timed = [replace(moment, seconds=round(taken, 9)) for moment, taken in zip(moments, seconds, strict=True)]
+    kept = timed[:start] + timed[steady:]
     if not kept:
         kept, blocks = [Moment(Phase.FORWARD, "", "nothing")], [replace(block, died=1) for block in blocks]
     return Timeline(tuple(kept), tuple(blocks)), list(accumulate(first[:-1]))
@@ -114,6 +153,9 @@ def _layers(traced: TracedStep, timeline: Timeline) -> tuple[LayerCost, ...]:
     for block in timeline.alive(timeline.peak_moment):
         at_peak[block.module] += block.bytes
     times = traced.micro_batches / traced.traced_micro_batches
+    taken: dict[tuple[str, Phase], float] = defaultdict(float)
+    for moment in timeline.moments:
+        taken[moment.module, moment.phase] += moment.seconds * times
     layers = []
     for layer in named_layers(traced.model):
         path = layer["path"]
@@ -127,6 +169,8 @@ def _layers(traced: TracedStep, timeline: Timeline) -> tuple[LayerCost, ...]:
                 held_bytes=held[path],
                 forward_peak_bytes=peaks[path],
                 at_peak_bytes=at_peak[path],
+                forward_s=taken[path, Phase.FORWARD],
+                backward_s=taken[path, Phase.BACKWARD],
             )
         )
     return tuple(layers)

@@ -32,6 +32,8 @@ class Heap:
         """Bytes of the heap, holes included."""
         self.peak = 0
         """The most that was held at once."""
+        self.fresh = 0
+        """Bytes that the system handed over so far: their pages are made when they are first written."""
         self._threshold = _LEAST_THRESHOLD
         self._top = 0
         """Where the heap's free end begins."""
@@ -54,10 +56,12 @@ class Heap:
             start = self._top
             self._top += chunk
             if self._top > self.end:
-                self.end = -(-(self._top + _TOP_PAD) // _PAGE) * _PAGE
+                before, self.end = self.end, -(-(self._top + _TOP_PAD) // _PAGE) * _PAGE
+                self.fresh += self.end - before
         else:
             start, chunk = -1, -(-chunk // _PAGE) * _PAGE
             self.mapped += chunk
+            self.fresh += chunk
         self.peak = max(self.peak, self.mapped + self.end)
         return start, chunk
 

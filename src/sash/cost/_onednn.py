@@ -33,6 +33,7 @@ _CALLS = {
     "memory_desc_equal": "pp",
     "primitive_attr_create": "p",
     "primitive_attr_set_scratchpad_mode": "pi",
+    "primitive_desc_query": "piip",
     "primitive_desc_query_md": "pii",
     "primitive_desc_destroy": "p",
     "convolution_forward_primitive_desc_create": "ppiippppppppp",
@@ -51,6 +52,7 @@ _TYPES = {torch.float16: 1, torch.bfloat16: 2, torch.float32: 3, torch.float64: 
 _ANY_LAYOUT = 1
 _SRC, _DIFF_SRC, _WEIGHTS, _DIFF_WEIGHTS, _DST, _DIFF_DST, _WORKSPACE, _SCRATCHPAD = 129, 130, 131, 132, 133, 134, 135, 136
 _FORWARD, _INFERENCE, _BACKWARD = 64, 96, 128
+_IMPLEMENTATION = 8
 _LEFT_TO_RIGHT = 1
 _DIRECT = {"convolution": 0x1, "deconvolution": 0xA}
 
@@ -70,6 +72,8 @@ class Plan:
     scratchpad: int
     workspace: int = 0
     """What training keeps for backward."""
+    kernel: str = ""
+    """oneDNN's name for its implementation, as `jit_1x1:avx512_core`."""
 
 
 def available() -> bool:
@@ -173,7 +177,7 @@ def _convolution(
             and library.memory_desc_equal(found[2], make(result_shape, dtype, "channels last"))
         ):
             layout = "channels last"
-        return Plan(copies[0], copies[1], sizes[2], layout, make.size(primitive, _SCRATCHPAD))
+        return Plan(copies[0], copies[1], sizes[2], layout, make.size(primitive, _SCRATCHPAD), kernel=make.kernel(primitive))
 
 
 def matmul_scratchpad(left: Tensor, right: Tensor, result: Tensor) -> int | None:
@@ -267,6 +271,11 @@ class _Make:
 
     def size(self, primitive: int, role: int) -> int:
         return self._library.memory_desc_get_size(self._library.primitive_desc_query_md(primitive, role, 0))
+
+    def kernel(self, primitive: int) -> str:
+        text = ctypes.c_char_p()
+        self._library.primitive_desc_query(primitive, _IMPLEMENTATION, 0, ctypes.byref(text))
+        return (text.value or b"").decode()
 
     def primitive(self, name: str, *arguments) -> int | None:
         made = ctypes.c_void_p()

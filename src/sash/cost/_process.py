@@ -9,6 +9,7 @@ within 1.8 % when each was left out of its own fit.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from sash.cost._heap import LARGEST_IN_HEAP, Heap
 from sash.cost._results import Category, Phase, Timeline
@@ -50,8 +51,17 @@ def bound_bytes(heap: int, timeline: Timeline, beside: int) -> int:
     return heap + min(int(0.3 * heap), 30_000_000) + 4 * max(passing, default=0) + beside
 
 
-def heap_bytes(trace: Trace, first_optimizer: int | None, steady_optimizer: int | None) -> int:
-    """The most that glibc's heap and maps hold through the first steps: torch's blocks, and the holes between them."""
+class HeapRun(NamedTuple):
+    """What glibc's heap and maps do through the first steps."""
+
+    peak_bytes: int
+    """The most that they hold: torch's blocks, and the holes between them."""
+    fresh: dict[int, int]
+    """By moment of a steady step, bytes that the system hands over: each of their pages costs a fault when it is first written."""
+
+
+def run_heap(trace: Trace, first_optimizer: int | None, steady_optimizer: int | None) -> HeapRun:
+    """The trace's blocks, in order, through glibc's heap and maps."""
     end = len(trace.moments)
     start = end if first_optimizer is None else first_optimizer
     steady = end if steady_optimizer is None else steady_optimizer
@@ -71,22 +81,26 @@ def heap_bytes(trace: Trace, first_optimizer: int | None, steady_optimizer: int 
         for index, life in enumerate(trace.lives)
         if life.phase is Phase.OPTIMIZER and life.born < steady and (life.died is None or life.died >= steady)
     }
+    fresh_bytes: dict[int, int] = {}
     for step in range(_STEPS):
         moments = range(steady) if step == 0 else [*range(start), *range(steady, end)]
         for moment in moments:
             for index in died[moment]:
                 _give(heap, alive.pop(index, None))
-            fresh = [index for index in born[moment] if index not in alive]
+            made = [index for index in born[moment] if index not in alive]
+            before = heap.fresh
             if trace.steps.get(moment):
-                _replay(heap, trace.steps[moment], [(index, trace.lives[index]) for index in fresh], alive, first=step == 0)
-                continue
-            for index in fresh:
-                alive[index] = heap.take(trace.lives[index].bytes), heap.take(_NODE_BYTES)
-            if moment in scratch:
-                heap.give(heap.take(scratch[moment]))
+                _replay(heap, trace.steps[moment], [(index, trace.lives[index]) for index in made], alive, first=step == 0)
+            else:
+                for index in made:
+                    alive[index] = heap.take(trace.lives[index].bytes), heap.take(_NODE_BYTES)
+                if moment in scratch:
+                    heap.give(heap.take(scratch[moment]))
+            if step == _STEPS - 1 and heap.fresh > before:
+                fresh_bytes[moment] = heap.fresh - before
         for index in [index for index in alive if index not in lasting]:
             _give(heap, alive.pop(index))
-    return heap.peak
+    return HeapRun(heap.peak, fresh_bytes)
 
 
 def _replay(heap: Heap, steps: tuple[int, ...], results: Iterable[tuple[int, Life]], alive: dict, first: bool) -> None:

@@ -116,7 +116,7 @@ def read_rates(text: str) -> Rates:
     for name, kind in kinds.items():
         if not isinstance(found.get(name), kind) or isinstance(found[name], bool):
             raise InputError(f"{name} is {found.get(name)!r}; that is not what `sash calibrate --json` writes.")
-    from sash.cost._calibration import NAMES
+    from sash.cost._laws import NAMES
 
     values = found["values"]
     for name in NAMES:
@@ -189,7 +189,9 @@ def _write(path: Path, text: str) -> None:
 def _measured() -> Rates:
     """Measured in a process of its own: this one's memory stays as it is, and what it has allocated does not disturb the figures."""
     command = [sys.executable, "-m", "sash.cost._calibration", str(torch.get_num_threads())]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    # Blocks stay with the process once it has them: what their pages cost is a rate of its own.
+    kept = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+    environment = {**os.environ, **kept, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_LIMIT_S, env=environment)
     except subprocess.TimeoutExpired:

@@ -47,6 +47,8 @@ class Moment:
     """Path of the innermost module at work, as in `named_modules()`; empty for the model itself."""
     operator: str
     """As `aten.convolution`."""
+    seconds: float = 0.0
+    """Forecast; 0 in a measurement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,9 @@ class LayerCost:
     """The allocator's highest level during its forward calls, static bytes included."""
     at_peak_bytes: int
     """Bytes made by it, submodules not included, that are alive at the step's peak; 0 in a measurement."""
+    forward_s: float = 0.0
+    """Seconds of its own operators in forward, submodules' not included; 0 in a measurement."""
+    backward_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +211,8 @@ class Forecast(Cost):
     reasons: tuple[Reason, ...] = field(repr=False)
     forecast_s: float
     """Seconds that forecasting took."""
+    wall_s: float = 0.0
+    """Seconds of one steady step, all its micro-batches; 0 where this machine could not be calibrated."""
 
     def why(self) -> tuple[Reason, ...]:
         """Ranked sentences: what holds the peak, and why."""

@@ -18,7 +18,7 @@ from sash.cost import _onednn
 from sash.cost._ledger import Ledger, Scratch, copy_bytes, data_bytes
 from sash.cost._onednn import Plan
 
-_ONEDNN = ("Mkldnn", "MkldnnTranspose")
+ONEDNN = ("Mkldnn", "MkldnnTranspose")
 _WHOLE_BATCH = ("Slow2d", "Slow3d")
 _ONE_PICTURE = ("SlowDilated2d", "SlowDilated3d", "SlowTranspose2d", "SlowTranspose3d")
 """torch's own kernels, by how much of the batch they unfold at once."""
@@ -26,10 +26,10 @@ _ONE_PICTURE = ("SlowDilated2d", "SlowDilated3d", "SlowTranspose2d", "SlowTransp
 
 def forward_scratch(args: tuple, kwargs: dict, output: Tensor) -> Scratch | None:
     """Scratch of `aten.convolution`."""
-    call = _Call.read(args)
-    backend = _backend(call)
+    call = ConvolutionCall.read(args)
+    backend = backend_of(call)
     ledger = Ledger()
-    if backend in _ONEDNN:
+    if backend in ONEDNN:
         plan = call.plan("forward", output.shape)
         if plan is None:
             return None
@@ -51,11 +51,11 @@ def forward_scratch(args: tuple, kwargs: dict, output: Tensor) -> Scratch | None
 def backward_scratch(args: tuple, kwargs: dict, outputs: tuple[Tensor | None, ...]) -> Scratch | None:
     """Scratch of `aten.convolution_backward`."""
     gradient, input, weight, bias_sizes, *rest, mask = args
-    call = _Call.read((input, weight, None, *rest), bias=bool(mask[2]))
-    backend = _backend(call, bias_sizes)
+    call = ConvolutionCall.read((input, weight, None, *rest), bias=bool(mask[2]))
+    backend = backend_of(call, bias_sizes)
     results = [0 if output is None else output.nbytes for output in outputs]
     ledger = Ledger()
-    if backend not in _ONEDNN:
+    if backend not in ONEDNN:
         return _native_backward(call, backend, gradient)
     copies = [copy_bytes(tensor, call.format) for tensor in (gradient, input, weight)]
     ledger.take(*copies)
@@ -90,7 +90,7 @@ def backward_scratch(args: tuple, kwargs: dict, outputs: tuple[Tensor | None, ..
     return ledger.beyond(sum(results))
 
 
-class _Call:
+class ConvolutionCall:
     """One convolution's arguments, in two or three dimensions."""
 
     def __init__(self, input: Tensor, weight: Tensor, bias: bool, stride, padding, dilation, transposed, output_padding, groups) -> None:
@@ -113,7 +113,7 @@ class _Call:
         self.format = wanted if self.channels_last else torch.contiguous_format
 
     @classmethod
-    def read(cls, args: tuple, bias: bool | None = None) -> _Call:
+    def read(cls, args: tuple, bias: bool | None = None) -> ConvolutionCall:
         input, weight, given, *rest = args
         return cls(input, weight, given is not None if bias is None else bias, *rest)
 
@@ -144,7 +144,7 @@ class _Call:
         )
 
 
-def _backend(call: _Call, bias_sizes: Sequence[int] | None = None) -> str:
+def backend_of(call: ConvolutionCall, bias_sizes: Sequence[int] | None = None) -> str:
     input, weight, _, stride, padding, dilation, transposed, output_padding, groups = call.original
     found = torch._C._select_conv_backend(  # pyright: ignore[reportAttributeAccessIssue]
         input,
@@ -172,7 +172,7 @@ def _to_dense(ledger: Ledger, plan: Plan, plain: int, keep: bool = False) -> Non
         ledger.give(plan.result)
 
 
-def _native_forward(call: _Call, backend: str, output: Tensor) -> Scratch | None:
+def _native_forward(call: ConvolutionCall, backend: str, output: Tensor) -> Scratch | None:
     """torch's own kernels unfold the input into columns; groups run one after the other, each on a copy of its channels."""
     columns = _column_bytes(call, backend, output.shape, forward=True)
     if columns is None:
@@ -180,7 +180,7 @@ def _native_forward(call: _Call, backend: str, output: Tensor) -> Scratch | None
     return Scratch(columns + (data_bytes(call.input) // call.groups if call.groups > 1 and columns else 0))
 
 
-def _native_backward(call: _Call, backend: str, gradient: Tensor) -> Scratch | None:
+def _native_backward(call: ConvolutionCall, backend: str, gradient: Tensor) -> Scratch | None:
     columns = _column_bytes(call, backend, gradient.shape, forward=False)
     if columns is None:
         return None
@@ -188,7 +188,7 @@ def _native_backward(call: _Call, backend: str, gradient: Tensor) -> Scratch | N
     return Scratch(columns + copies)
 
 
-def _column_bytes(call: _Call, backend: str, output: Sequence[int], forward: bool) -> int | None:
+def _column_bytes(call: ConvolutionCall, backend: str, output: Sequence[int], forward: bool) -> int | None:
     """Bytes of the columns of one group; None for a backend that was not measured."""
     if backend in ("Empty", "MkldnnEmpty"):
         return 0

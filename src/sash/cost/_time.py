@@ -1,19 +1,29 @@
-"""Seconds of one operator call: a roofline over this machine's rates."""
+"""Seconds of one operator call: what its kernels compute and move, at the rates that this machine was measured for.
+
+A product or a convolution takes the sum of its start, its arithmetic and its traffic, for oneDNN lays operands out anew before it computes;
+an operator over maps takes its start and the longer of the two, for it computes while it reads. Source of the limits: S. Williams,
+A. Waterman, D. Patterson, "Roofline: an insightful visual performance model for multicore architectures", CACM 52 (4), 2009.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from itertools import pairwise
 from math import log
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
-from sash.cost._calibration import STREAMS
-from sash.cost._macs import operator_macs
+from sash.cost import _time_convolution as convolutions
+from sash.cost import _time_matrices as matrices
+from sash.cost._laws import STREAMS
+from sash.cost._piece import Piece, kind_of, tensors_of
 from sash.cost._rates import Rates
+from sash.cost._time_maps import map_piece
+
+GRAIN = 32768
+"""Elements from which torch shares an elementwise operator out over the threads (`at::internal::GRAIN_SIZE`)."""
+
+_CACHED = 1 << 21
 
 
 class Bound(StrEnum):
@@ -30,54 +40,77 @@ class Estimate(NamedTuple):
     seconds: float
     bound: Bound
     limit_s: float
-    """What the machine's best rates would allow: the roofline's limit."""
+    """What the arithmetic that was asked for and one pass over the operands would take at this machine's best rates."""
 
 
 def operator_seconds(func: Any, args: Sequence[Any], kwargs: dict[str, Any], outputs: Any, rates: Rates) -> Estimate:
     """Seconds of one call of an ATen operator below autograd, as a dispatch mode sees it, and what bounds them.
 
-    Reads sizes, strides and types only: tensors may be real, meta or fake.
+    Reads sizes, strides and types only: tensors may be real, meta or fake. Pages that are made for its results are not in it.
     """
-    overhead = rates["operator.s"]
-    if _is_view(func):
-        return Estimate(overhead / 2, Bound.OVERHEAD, 0.0)
-    tensors = list(_tensors((args, kwargs.values(), outputs)))
-    moved = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    traffic = moved / _bandwidth(moved, rates)
-    macs = operator_macs(func, args, kwargs, outputs)
-    kind = "bf16" if any(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in tensors) else "f32"
-    name = "product"
-    if "convolution" in str(func):
-        groups, weight = (args[9], args[2]) if "backward" in str(func) else (args[8], args[1])
-        name = "convolution.depthwise" if groups > 1 and weight.shape[1] == 1 else "convolution.dense"
-    best = macs / rates[f"product.{kind}.macs_per_s"]
-    arithmetic = macs / rates[f"{name}.{kind}.macs_per_s"]
-    parts = {Bound.ARITHMETIC: arithmetic, Bound.MEMORY: traffic, Bound.OVERHEAD: overhead}
-    bound = max(parts, key=parts.__getitem__)
-    return Estimate(overhead + max(arithmetic, traffic), bound, max(best, moved / _bandwidth(STREAMS[0], rates)))
+    call_s = rates["operator.s"]
+    parts = [_parts(piece, rates) for piece in pieces(func, args, kwargs, outputs)]
+    if not parts:
+        return Estimate(rates["view.s"], Bound.OVERHEAD, 0.0)
+    overhead = call_s + sum(part[0] for part in parts)
+    arithmetic, traffic = sum(part[1] for part in parts), sum(part[2] for part in parts)
+    named = {Bound.ARITHMETIC: arithmetic, Bound.MEMORY: traffic, Bound.OVERHEAD: overhead}
+    return Estimate(overhead + arithmetic + traffic, max(named, key=named.__getitem__), _limit(func, args, kwargs, outputs, parts, rates))
 
 
-def _is_view(func: Any) -> bool:
-    returns = func._schema.returns
-    return bool(returns) and all(value.alias_info is not None and not value.alias_info.is_write for value in returns)
+def pieces(func: Any, args: Sequence[Any], kwargs: dict[str, Any], outputs: Any) -> list[Piece]:
+    """What the operator's kernels do."""
+    name = func.overloadpacket.__name__
+    if name == "convolution":
+        return list(convolutions.forward(args, kwargs, outputs))
+    if name == "convolution_backward":
+        return list(convolutions.backward(args, kwargs, outputs))
+    if name in matrices.PRODUCTS:
+        return list(matrices.product(func, args, kwargs, outputs))
+    if name in matrices.ATTENTIONS:
+        return list(matrices.attention(func, args, kwargs, outputs))
+    if name in matrices.RECURRENT:
+        return list(matrices.recurrent(func, args, kwargs, outputs))
+    if name in matrices.TRANSFORMS:
+        return list(matrices.transform(func, args, kwargs, outputs))
+    found = map_piece(func, args, kwargs, outputs)
+    return [] if found is None else [found]
 
 
-def _bandwidth(size: int, rates: Rates) -> float:
+def slowness(size: float, values: Mapping[str, float]) -> float:
+    """How much slower traffic is over a working set of `size` bytes than over one that a core's cache holds; at least 1."""
+    return max(1.0, bandwidth(_CACHED, values) / bandwidth(size, values))
+
+
+def bandwidth(size: float, values: Mapping[str, float]) -> float:
     """Bytes a second over a working set of `size` bytes."""
-    below, above = STREAMS[0], STREAMS[-1]
-    if size <= below:
-        return rates[f"stream.{below}.bytes_per_s"]
+    first, last = STREAMS[0], STREAMS[-1]
     for low, high in pairwise(STREAMS):
-        if size <= high:
+        if low <= size <= high:
             share = log(size / low) / log(high / low)
-            ends = rates[f"stream.{low}.bytes_per_s"], rates[f"stream.{high}.bytes_per_s"]
-            return ends[0] ** (1 - share) * ends[1] ** share
-    return rates[f"stream.{above}.bytes_per_s"]
+            return values[f"stream.{low}.bytes_per_s"] ** (1 - share) * values[f"stream.{high}.bytes_per_s"] ** share
+    return values[f"stream.{first if size < first else last}.bytes_per_s"]
 
 
-def _tensors(value: Any):
-    if isinstance(value, Tensor):
-        yield value
-    elif not isinstance(value, (str, bytes)) and hasattr(value, "__iter__"):
-        for item in value:
-            yield from _tensors(item)
+def _parts(piece: Piece, rates: Rates) -> tuple[float, float, float, float]:
+    """Seconds of starting, of arithmetic, of traffic; and the multiply-accumulates that were asked for."""
+    law = piece.law
+    if f"{law}.s_per_byte" in rates.values:  # start, arithmetic and traffic add up
+        moved = (
+            piece.bytes * slowness(piece.bytes, rates.values) * rates[f"{law}.s_per_byte"]
+            + piece.weights * rates[f"{law}.s_per_weight_byte"]
+        )
+        return piece.calls * rates[f"{law}.call_s"], piece.work * rates[f"{law}.s_per_item"], moved, piece.macs
+    shared = piece.threads >= GRAIN
+    start = rates["region.s"] if shared else 0.0
+    work = piece.work * rates[f"{law}.s_per_item"] * (1.0 if shared else rates.threads)
+    traffic = piece.bytes / bandwidth(piece.bytes, rates.values) if shared else 0.0
+    return (start, work, 0.0, piece.macs) if work > traffic else (start, 0.0, traffic, piece.macs)
+
+
+def _limit(func: Any, args: Sequence[Any], kwargs: dict[str, Any], outputs: Any, parts: list, rates: Rates) -> float:
+    tensors = list(tensors_of((args, kwargs, outputs)))
+    kind = "bf16" if any(kind_of(tensor) == "bf16" for tensor in tensors) else "f32"
+    macs = sum(part[3] for part in parts)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return max(macs / rates[f"best.{kind}.macs_per_s"], size / bandwidth(size, rates.values))

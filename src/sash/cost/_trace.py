@@ -20,9 +20,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sash.cost._macs import operator_macs
+from sash.cost._rates import Rates
 from sash.cost._results import Category, Moment, Phase
 from sash.cost._scopes import Scopes
 from sash.cost._scratch import kept_bytes, kernel_scratch
+from sash.cost._time import Estimate, operator_seconds
 
 _QUIET = frozenset({"prim.device.default", "aten.detach.default", "aten.alias.default", "aten.lift_fresh.default"})
 """Operators that only look: they make no moment of their own."""
@@ -55,14 +57,17 @@ class Trace:
     """By moment, the kernel's blocks in order, where they are known; see `Scratch.steps`."""
     unknown: set[str] = field(default_factory=set)
     """Operators whose scratch is not known."""
+    estimates: dict[int, Estimate] = field(default_factory=dict)
+    """By moment, what the operator takes; empty where the tracer was given no rates."""
 
 
 class Tracer(TorchDispatchMode):
     """Writes a `Trace` of every operator run under it. Enter it inside a `FakeTensorMode`, or over real tensors."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, rates: Rates | None = None) -> None:
         super().__init__()
         self.trace = trace
+        self.rates = rates
         self.phase = Phase.FORWARD
         self.scopes: Scopes | None = None
         self.level = 0
@@ -106,7 +111,7 @@ class Tracer(TorchDispatchMode):
                 return 1.0 if args[0].is_floating_point() else 1
             if _updates_in_place(func, args):
                 # Same storage in, same storage out: the fake kernel would only check shapes that forward and backward have made.
-                self._moment(func)
+                self._time(func, args, kwargs, args[0], self._moment(func))
                 return args[0]
         if torch.is_inference_mode_enabled() and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
             with self:
@@ -180,6 +185,11 @@ class Tracer(TorchDispatchMode):
         macs = operator_macs(func, args, kwargs, outputs)
         if macs:
             self.trace.macs[at.module, self.phase is Phase.BACKWARD] += macs
+        self._time(func, args, kwargs, outputs, moment)
+
+    def _time(self, func: Any, args: tuple, kwargs: dict, outputs: Any, moment: int) -> None:
+        if self.rates is not None:
+            self.trace.estimates[moment] = operator_seconds(func, args, kwargs, outputs, self.rates)
 
 
 def _sums_gradients() -> bool:

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from sash.cost._callables import static_tensors
 from sash.cost._failures import explain
 from sash.cost._fakes import LeanBuild, Stand, copy_of, quiet_fakes
+from sash.cost._rates import Rates
 from sash.cost._results import Category, Phase
 from sash.cost._saved import mark_saved
 from sash.cost._scopes import Scopes
@@ -53,8 +54,10 @@ class Span:
     held: int = 0
 
 
-def trace_step(work: Workload, real: bool = False, meet: Callable[[Tracer], None] | None = None) -> TracedStep:
-    """What a step does, written down; `meet` is given the tracer before the step starts."""
+def trace_step(
+    work: Workload, real: bool = False, meet: Callable[[Tracer], None] | None = None, rates: Rates | None = None
+) -> TracedStep:
+    """What a step does, written down, with its seconds where `rates` are given; `meet` is given the tracer before the step starts."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     model = _load(work.model, mode, real)
     stand = Stand(mode)
@@ -71,7 +74,7 @@ def trace_step(work: Workload, real: bool = False, meet: Callable[[Tracer], None
             model = work.rewrite(model)
     assert not isinstance(work.autocast, str)
     trace = Trace()
-    tracer = Tracer(trace)
+    tracer = Tracer(trace, rates)
     loss = stand.model(work.loss) if work.loss is not None and not real else work.loss or default_loss
     if meet is not None:
         meet(tracer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from enum import StrEnum
 from functools import cache
 from types import GenericAlias
@@ -81,16 +81,18 @@ def _reader(kind: Any) -> Read:
 def _object_reader(kind: Any) -> Read:
     hints = get_type_hints(kind)
     readers = {field.name: _reader(hints[field.name]) for field in fields(kind)}
+    # What an older version did not write yet has a default.
+    needed = [field.name for field in fields(kind) if field.default is MISSING]
 
     def read(value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise InputError(_expected(where, "an object", value))
         prefix = f"{where}." if where else ""
-        if missing := [name for name in readers if name not in value]:
+        if missing := [name for name in needed if name not in value]:
             raise InputError(f"{prefix}{missing[0]} is missing.")
         if unknown := [name for name in value if name not in readers]:
             raise InputError(f"{prefix}{unknown[0]} is not a field of a {kind.__name__}.")
-        return kind(**{name: reader(value[name], prefix + name) for name, reader in readers.items()})
+        return kind(**{name: reader(value[name], prefix + name) for name, reader in readers.items() if name in value})
 
     return read
 
