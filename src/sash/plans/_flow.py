@@ -35,6 +35,7 @@ class Passed:
     bytes: int
     """Of that storage."""
     shape: tuple[int, ...]
+    strides: tuple[int, ...]
     dtype: torch.dtype
     dense: bool
     """Its elements lie in memory without gaps, each once."""
@@ -68,6 +69,8 @@ class Flow:
     """In the order in which they began; one that ended early, as a checkpoint's may when it runs again, returned nothing."""
     reads: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     """By storage, the operators that were given it; making a view is no reading."""
+    died: dict[int, int] = field(default_factory=dict)
+    """By storage, the first operator that it did not live to see."""
     kept: set[int] = field(default_factory=set)
     """Storages that are not the step's to change: parameters, buffers, inputs, outputs, and what somebody still held when it was over."""
     model: nn.Module = field(default_factory=nn.Module)
@@ -155,8 +158,13 @@ class _Watcher:
             return self._numbers[key], False
         self._count += 1
         self._numbers[key] = self._count
-        self._watchers[key] = weakref.ref(storage, lambda _: self._numbers.pop(key, None))
+        self._watchers[key] = weakref.ref(storage, lambda _: self._dies(key))
         return self._count, True
+
+    def _dies(self, key: int) -> None:
+        number = self._numbers.pop(key, None)
+        if number is not None:
+            self.flow.died[number] = len(self.flow.touches)
 
     def _entering(self, path: str) -> Any:
         def enter(module: nn.Module, positional: Any, keyword: Any) -> None:
@@ -189,7 +197,9 @@ class _Watcher:
             number, _ = self._number(tensor)
             dense = torch.ops.aten.is_non_overlapping_and_dense(tensor)
             size = tensor.untyped_storage().nbytes()
-            found.append(Passed(number, size, tuple(tensor.shape), tensor.dtype, dense, tensor._is_view(), _key(tensor.grad_fn)))
+            found.append(
+                Passed(number, size, tuple(tensor.shape), tensor.stride(), tensor.dtype, dense, tensor._is_view(), _key(tensor.grad_fn))
+            )
         return tuple(found)
 
 
