@@ -48,6 +48,11 @@ def format_count(count: float) -> str:
     raise AssertionError
 
 
+def format_seconds(seconds: float) -> str:
+    """`"1.24 s"`, `"83 ms"`, `"0.35 ms"`."""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.2f} ms"
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """A tensor named by its shape alone."""

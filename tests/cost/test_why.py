@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sash.cost import Block, Category, Forecast, Moment, Phase, Reason, Timeline, Workload, compare, forecast
+from sash.cost import Block, Bound, Category, Forecast, Moment, Phase, Reason, Timeline, Workload, compare, forecast
 from sash.cost._why import reasons
 from sash.models import unet
-from sash.units import format_bytes
+from sash.units import format_bytes, format_seconds
 
 
 class Tower(nn.Module):
@@ -54,15 +54,31 @@ WORKS = {
 @pytest.mark.parametrize("work", WORKS)
 def test_the_first_sentence_is_on_the_whole_peak_and_the_others_add_up_to_it(work):
     found = forecast(WORKS[work]())
-    whole, *parts = found.why()
+    whole, *parts = [reason for reason in found.why() if not reason.seconds]
     assert whole.bytes == found.peak_bytes
     assert f"The peak, {format_bytes(found.peak_bytes)}," in whole.text
     assert sum(part.bytes for part in parts) == found.peak_bytes
     ranked = [part.bytes for part in parts if not part.text.startswith("The rest")]
     assert ranked == sorted(ranked, reverse=True)
-    assert 3 <= len(found.why()) <= 10
+    assert 3 <= len(parts) + 1 <= 10
     paths = {layer.path for layer in found.layers}
     assert all(set(reason.modules) <= paths for reason in found.why())
+
+
+@pytest.mark.parametrize("work", WORKS)
+def test_the_last_sentences_are_on_the_step_and_its_slowest_layers(work):
+    found = forecast(WORKS[work]())
+    whole, *layers = [reason for reason in found.why() if reason.seconds]
+    assert whole.seconds == found.wall_s
+    assert f"A step takes {format_seconds(found.wall_s)}" in whole.text
+    assert 1 <= len(layers) <= 5
+    assert [reason.seconds for reason in layers] == sorted((reason.seconds for reason in layers), reverse=True)
+    slowest = max(found.layers, key=lambda layer: layer.forward_s + layer.backward_s)
+    assert layers[0].seconds == slowest.forward_s + slowest.backward_s
+    for reason in layers:
+        assert any(f"bound by {bound}" in reason.text for bound in Bound)
+        assert "its limit" in reason.text
+    assert found.why()[-len(layers) - 1 :] == (whole, *layers)
 
 
 def test_no_sentence_says_what_to_change():

@@ -70,7 +70,9 @@ def make_forecast(name: str = "UNet", depth: int = 100, width: int = 24, separab
 
     def layer(path, kind, leaf, outputs, params=0, macs=0, held=0):
         top = timeline.levels[min(forward_end - 1, peak)]
-        layers.append(LayerCost(path, kind, leaf, 1, outputs, params, params * 4, macs, macs * 2, held, top, at_peak.get(path, 0)))
+        forward_s = macs * 1e-11 + (held if leaf else 0) * 1e-10
+        bytes_and_times = (held, top, at_peak.get(path, 0), forward_s, 2 * forward_s)
+        layers.append(LayerCost(path, kind, leaf, 1, outputs, params, params * 4, macs, macs * 2, *bytes_and_times))
 
     layer("", name, False, ((8, 1, 256, 256),), held=timeline.levels[forward_end])
     seen = set()
@@ -112,8 +114,10 @@ def make_forecast(name: str = "UNet", depth: int = 100, width: int = 24, separab
                 ("down.0.block0.conv",),
             ),
             Reason("AdamW keeps two numbers for every parameter.", static // 2),
+            Reason("A step takes 1.92 s: 0.70 s forward and 1.22 s backward.", 0, (), 1.92),
         ),
         forecast_s=0.412,
+        wall_s=1.92,
     )
 
 
@@ -134,7 +138,9 @@ def make_measurement(forecast: Forecast) -> Measurement:
     )
     timeline = Timeline(moments, blocks)
     level = max(timeline.levels)
-    layers = tuple(replace(layer, held_bytes=int(layer.held_bytes * 0.99), at_peak_bytes=0) for layer in forecast.layers)
+    layers = tuple(
+        replace(layer, held_bytes=int(layer.held_bytes * 0.99), at_peak_bytes=0, forward_s=0.0, backward_s=0.0) for layer in forecast.layers
+    )
     shared = {
         name: getattr(forecast, name) for name in ("name", "setting", "static_bytes", "params", "macs", "macs_backward", "environment")
     }

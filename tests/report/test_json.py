@@ -95,6 +95,18 @@ def test_a_field_that_cannot_be_read_is_named(forecast, fields, told):
     assert told in str(raised.value)
 
 
+def test_a_result_of_a_version_without_times_is_read(forecast):
+    older = json.loads(to_json(forecast))
+    del older["wall_s"]
+    for moment in older["timeline"]["moments"]:
+        del moment["seconds"]
+    for layer in older["layers"]:
+        del layer["forward_s"], layer["backward_s"]
+    found = from_json(json.dumps(older))
+    assert (found.wall_s, found.layers[1].forward_s, found.timeline.moments[0].seconds) == (0.0, 0.0, 0.0)
+    assert found.peak_bytes == forecast.peak_bytes
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1]", "NaN", '{"schema": ["sash.forecast/1"]}', "[" * 100_000])
 def test_what_is_no_result_is_refused(text):
     with pytest.raises(InputError):

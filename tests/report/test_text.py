@@ -57,6 +57,15 @@ def test_the_largest_layer_at_the_peak_is_listed_under_its_module(forecast):
     assert any(line.split()[0].split(".")[-1] == largest.path.split(".")[-1] and line.startswith("  ") for line in lines)
 
 
+def test_a_layer_shows_its_time_where_there_is_one(forecast):
+    timed = plain_text(forecast, rows=8)
+    assert "   time" in timed
+    assert "97 ms" in timed
+    untimed = replace(forecast, layers=tuple(replace(layer, forward_s=0.0, backward_s=0.0) for layer in forecast.layers), wall_s=0.0)
+    assert "   time" not in plain_text(untimed, rows=8)
+    assert "time of a step" not in plain_text(untimed, rows=8)
+
+
 def test_a_narrow_terminal_keeps_every_number(forecast, measurement):
     report = shown(text(forecast, measurement), 80)
     assert max(map(len, report.splitlines())) <= 80

@@ -2,6 +2,7 @@
 
 import typer
 
+from sash.cli._calibrate import calibrate
 from sash.cli._demo import demo
 from sash.cli._forecast import forecast
 from sash.cli._measure import measure
@@ -18,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (walk, forecast, measure, demo):
+for verb in (walk, forecast, measure, demo, calibrate):
     app.command()(verb)
 
 

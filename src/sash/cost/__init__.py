@@ -5,7 +5,7 @@ from sash.cost._compare import compare
 from sash.cost._fakes import copy_of
 from sash.cost._forecast import forecast
 from sash.cost._measure import measure
-from sash.cost._rates import Rates, calibrate, forget_rates, read_rates, stored_rates
+from sash.cost._rates import Rates, calibrate, forget_rates, rates_path, read_rates, stored_rates
 from sash.cost._results import (
     Block,
     Category,
@@ -59,6 +59,7 @@ __all__ = [
     "map_tensors",
     "measure",
     "operator_seconds",
+    "rates_path",
     "read_rates",
     "run_step",
     "static_tensors",

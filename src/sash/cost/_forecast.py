@@ -16,8 +16,10 @@ from sash.cost._environment import environment
 from sash.cost._process import beside_bytes, bound_bytes, run_heap
 from sash.cost._rates import Rates, calibrate, stored_rates
 from sash.cost._results import Block, Category, Forecast, LayerCost, Moment, Phase, Timeline
+from sash.cost._time import Estimate
 from sash.cost._traced import TracedStep, trace_step
 from sash.cost._why import reasons
+from sash.cost._why_slow import slow_reasons
 from sash.cost._workload import Workload
 from sash.errors import MeasureError
 from sash.units import format_bytes
@@ -65,7 +67,8 @@ def forecast(work: Workload, real: bool = False) -> Forecast:
     beside = beside_bytes(timeline, _transposes(traced.model))
     mapped = peak + beside
     process = bound_bytes(max(heap.peak_bytes, peak), timeline, beside)
-    return replace(found, process_bytes=process, mapped_bytes=mapped, reasons=reasons(found), forecast_s=time.perf_counter() - started)
+    why = (*reasons(found), *slow_reasons(timeline.moments, _steady(traced), _times(traced), found.wall_s, layers))
+    return replace(found, process_bytes=process, mapped_bytes=mapped, reasons=why, forecast_s=time.perf_counter() - started)
 
 
 _STATIC = (Category.PARAMETER, Category.BUFFER, Category.INPUT, Category.OPTIMIZER)
@@ -97,9 +100,23 @@ def _seconds(traced: TracedStep, fresh: dict[int, int], rates: Rates | None) -> 
     ]
 
 
+def _steady(traced: TracedStep) -> dict[int, Estimate]:
+    """Estimates by index into the steady step's moments: the first optimizer step is left out."""
+    start, steady = traced.optimizer_start, traced.steady_start
+    if start is None or steady is None:
+        return traced.trace.estimates
+    found = traced.trace.estimates.items()
+    return {index if index < start else index - steady + start: one for index, one in found if index < start or index >= steady}
+
+
+def _times(traced: TracedStep) -> float:
+    """How often a step repeats what was traced of its forwards and backwards."""
+    return traced.micro_batches / traced.traced_micro_batches
+
+
 def _wall(traced: TracedStep, timeline: Timeline) -> float:
     """Seconds of a whole steady step: the traced micro-batches stand for all, the optimizer steps once."""
-    times = traced.micro_batches / traced.traced_micro_batches
+    times = _times(traced)
     return sum(moment.seconds * (1 if moment.phase is Phase.OPTIMIZER else times) for moment in timeline.moments)
 
 
@@ -152,7 +169,7 @@ def _layers(traced: TracedStep, timeline: Timeline) -> tuple[LayerCost, ...]:
     at_peak: dict[str, int] = defaultdict(int)
     for block in timeline.alive(timeline.peak_moment):
         at_peak[block.module] += block.bytes
-    times = traced.micro_batches / traced.traced_micro_batches
+    times = _times(traced)
     taken: dict[tuple[str, Phase], float] = defaultdict(float)
     for moment in timeline.moments:
         taken[moment.module, moment.phase] += moment.seconds * times

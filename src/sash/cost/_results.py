@@ -147,13 +147,15 @@ class Environment:
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """One ranked sentence about the peak."""
+    """One ranked sentence about the peak, or about the step's time."""
 
     text: str
     bytes: int
     """Bytes that the sentence explains."""
     modules: tuple[str, ...] = ()
     """Layers it is about."""
+    seconds: float = 0.0
+    """Seconds of a step that the sentence explains; 0 for one about memory."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ class Forecast(Cost):
     """Seconds of one steady step, all its micro-batches; 0 where this machine could not be calibrated."""
 
     def why(self) -> tuple[Reason, ...]:
-        """Ranked sentences: what holds the peak, and why."""
+        """Ranked sentences: what holds the peak, and why; then what takes the time, and what bounds it."""
         return self.reasons
 
     def to_html(self, path: str | os.PathLike[str], measured: Measurement | None = None) -> None:

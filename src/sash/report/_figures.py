@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sash.cost import Category, Cost, Forecast, LayerCost, Measurement
-from sash.units import format_bytes, format_count
+from sash.cost import Category, Cost, Forecast, LayerCost, Measurement, Reason
+from sash.units import format_bytes, format_count, format_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ def write_error(error: float | None) -> str:
     return "" if error is None else "0 %" if error == 0 else f"{error:+,.1%}".replace("%", " %").replace("-", "−")
 
 
-def write_seconds(seconds: float) -> str:
-    """`"1.24 s"`, `"83 ms"`."""
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.2f} ms"
+def write_amount(reason: Reason) -> str:
+    """What a reason is about: bytes, or seconds where it is about time."""
+    return format_seconds(reason.seconds) if reason.seconds else format_bytes(reason.bytes)
 
 
 def write_share(share: float) -> str:
@@ -116,7 +116,9 @@ def _process(left: Forecast | None, right: Measurement | None) -> Figure:
 def _times(left: Forecast | None, right: Measurement | None) -> tuple[Figure, ...]:
     found = []
     if left:
-        found.append(Figure("time to forecast", "no step is run", write_seconds, left.forecast_s, None))
-    if right:
-        found.append(Figure("time of a step", "the median of those run", write_seconds, None, right.wall_s))
+        found.append(Figure("time to forecast", "no step is run", format_seconds, left.forecast_s, None))
+    forecast = left.wall_s if left and left.wall_s else None
+    if right or forecast is not None:
+        meaning = "the median of those run" if right else "a steady one, at this machine's rates"
+        found.insert(0, Figure("time of a step", meaning, format_seconds, forecast, right.wall_s if right else None))
     return tuple(found)

@@ -7,8 +7,8 @@ from html import escape
 from importlib.metadata import version
 
 from sash.cost import Category, Cost, Measurement
-from sash.report._figures import Figure, LayerRow, at_peak, figures, layer_rows, sides, write_error, write_shapes, write_share
-from sash.units import format_bytes, format_count
+from sash.report._figures import Figure, LayerRow, at_peak, figures, layer_rows, sides, write_amount, write_error, write_shapes, write_share
+from sash.units import format_bytes, format_count, format_seconds
 
 Pair = tuple[Cost, Measurement | None]
 """A result, and the measurement it is held against."""
@@ -198,8 +198,7 @@ def _timeline(cost: Cost, name: str, index: int) -> str:
 def _reasons(pair: Pair) -> str:
     left, right = sides(*pair)
     reasons = [
-        f"<li>{escape(reason.text)} <span class='number'>{format_bytes(reason.bytes)}</span></li>"
-        for reason in (left.reasons if left else ())
+        f"<li>{escape(reason.text)} <span class='number'>{write_amount(reason)}</span></li>" for reason in (left.reasons if left else ())
     ]
     notes = [f"<li>{escape(note)}</li>" for note in dict.fromkeys(note for side in (left, right) if side for note in side.notes)]
     first = f"<h3>Why</h3><ol class='reasons'>{''.join(reasons)}</ol>" if reasons else ""
@@ -219,6 +218,8 @@ def _layers(pair: Pair, name: str, index: int, limit: int) -> str:
     names += ["at peak"] if left else []
     names += ["held, forecast", "held, measured"] if both else ["held"]
     names += ["highest in forward", "parameters", "MACs forward", "MACs backward"]
+    timed = any(row.layer.forward_s or row.layer.backward_s for row in rows)
+    names += ["time forward", "time backward"] if timed else []
     texts = {"layer", "kind", "output"}
     header = "".join(
         f"<th scope='col' aria-sort='{'ascending' if name == 'layer' else 'none'}'{'' if name in texts else ' class=number'}>"
@@ -226,7 +227,7 @@ def _layers(pair: Pair, name: str, index: int, limit: int) -> str:
         for name in names
     )
     top = max(row.layer.at_peak_bytes for row in rows) or 1
-    lines = "".join(_layer(place, row, both, bool(left), top, cost.name) for place, row in kept)
+    lines = "".join(_layer(place, row, both, bool(left), timed, top, cost.name) for place, row in kept)
     search = (
         f"<label for='search-{index}'>Search</label><input id='search-{index}' type='search' placeholder='path or kind' autocomplete='off'>"
     )
@@ -235,6 +236,7 @@ def _layers(pair: Pair, name: str, index: int, limit: int) -> str:
     hint = (
         "Held: by how much a layer's forward raised the level, the layers in it included."
         + " At peak: bytes it made itself that are alive at the peak." * bool(left)
+        + " Time: seconds of its own operators, at this machine's rates." * timed
     )
     tools = f"<div class='tools'>{search}{count}</div>"
     return f"<h3>Layers</h3><p class='hint'>{hint}</p>{tools}{_scroll(f'Layers of {name}', table, 'tall')}"
@@ -245,7 +247,7 @@ def _largest(rows: tuple[LayerRow, ...], limit: int) -> list[tuple[int, LayerRow
     return [(place, rows[place]) for place in sorted(places)]
 
 
-def _layer(place: int, row: LayerRow, both: bool, forecast: bool, top: int, name: str) -> str:
+def _layer(place: int, row: LayerRow, both: bool, forecast: bool, timed: bool, top: int, name: str) -> str:
     layer = row.layer
     around, _, last = layer.path.rpartition(".")
     # A long path may break after its dots.
@@ -256,13 +258,15 @@ def _layer(place: int, row: LayerRow, both: bool, forecast: bool, top: int, name
         words = format_bytes(layer.at_peak_bytes) if layer.at_peak_bytes else ""
         style = f"--share:{100 * layer.at_peak_bytes / top:.1f}%"
         share = f"<td class='number share' data-v='{layer.at_peak_bytes}' style='{style}'>{words}</td>"
-    counts: Iterable[tuple[int | None, str]] = [
+    times = [(layer.forward_s, format_seconds(layer.forward_s)), (layer.backward_s, format_seconds(layer.backward_s))] if timed else []
+    counts: Iterable[tuple[float | None, str]] = [
         (layer.held_bytes, format_bytes(layer.held_bytes)),
         *([(row.measured_held_bytes, format_bytes(row.measured_held_bytes or 0))] if both else []),
         (layer.forward_peak_bytes, format_bytes(layer.forward_peak_bytes)),
         (layer.params, format_count(layer.params)),
         (layer.macs, format_count(layer.macs)),
         (layer.macs_backward, format_count(layer.macs_backward)),
+        *times,
     ]
     numbers = "".join(
         f"<td class='number' data-v='{-1 if value is None else value}'>{words if value else ''}</td>" for value, words in counts

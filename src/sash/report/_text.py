@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sash.cost import Cost, LayerCost, Measurement
-from sash.report._figures import LayerRow, at_peak, figures, layer_rows, sides, write_error, write_shapes, write_share
-from sash.units import format_bytes, format_count
+from sash.report._figures import LayerRow, at_peak, figures, layer_rows, sides, write_amount, write_error, write_shapes, write_share
+from sash.units import format_bytes, format_count, format_seconds
 
 _BAR_CELLS = 36
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -44,7 +44,7 @@ class _Report:
             yield _layer_table(self.cost, self.measured, self.rows, wide=options.max_width >= _WIDE)
         if left and left.reasons:
             yield ""
-            yield _numbered("Why", [f"{reason.text} ({format_bytes(reason.bytes)})" for reason in left.reasons])
+            yield _numbered("Why", [f"{reason.text} ({write_amount(reason)})" for reason in left.reasons])
         notes = [*self.cost.notes, *(note for note in (right.notes if right else ()) if note not in self.cost.notes)]
         if notes:
             yield ""
@@ -124,7 +124,8 @@ def _layer_table(cost: Cost, measured: Measurement | None, limit: int, wide: boo
     if wide:
         table.add_column("kind", overflow="ellipsis", no_wrap=True, max_width=20)
         table.add_column("output", overflow="ellipsis", no_wrap=True, max_width=22)
-    for name in ("params", "MACs", "held"):
+    timed = any(row.layer.forward_s or row.layer.backward_s for row in rows)
+    for name in ("params", "MACs", *(["time"] if timed else []), "held"):
         table.add_column(name, justify="right", no_wrap=True)
     if left and right:
         table.add_column("measured", justify="right", no_wrap=True)
@@ -136,6 +137,9 @@ def _layer_table(cost: Cost, measured: Measurement | None, limit: int, wide: boo
         if wide:
             cells += [Text(_plain(layer.kind)), write_shapes(layer.outputs)]
         cells += [format_count(layer.params) if layer.params else "", format_count(layer.macs) if layer.macs else ""]
+        if timed:
+            taken = layer.forward_s + layer.backward_s
+            cells.append(format_seconds(taken) if taken else "")
         cells += [format_bytes(layer.held_bytes)]
         if left and right:
             cells.append("" if row.measured_held_bytes is None else format_bytes(row.measured_held_bytes))
