@@ -29,12 +29,13 @@ def batch_norm(args: tuple, kwargs: dict, outputs: Any) -> int:
 
 
 def batch_norm_backward(args: tuple, kwargs: dict, outputs: Any) -> int:
-    """One copy of the gradient where channels do not lie last, per-thread sums where they do."""
+    """A second result where gradient and input lie alike (per-thread sums where these are more), little where they do not."""
     gradient, input = args[0], args[1]
-    sums = 2 * torch.get_num_threads() * input.shape[1] * _FLOAT if _channels_lie_last(input) and _channels_lie_last(gradient) else 0
-    if input.is_contiguous():
+    last = _channels_lie_last(input) and _channels_lie_last(gradient)
+    sums = 2 * torch.get_num_threads() * input.shape[1] * _FLOAT if last else 0
+    if last or (input.is_contiguous() and not (gradient.dim() > 3 and _channels_lie_last(gradient))):
         return max(sums, data_bytes(input))
-    return sums or input.shape[1] * _FLOAT
+    return input.shape[1] * _FLOAT
 
 
 def group_norm(args: tuple, kwargs: dict, outputs: Any) -> int:
