@@ -112,9 +112,10 @@ def test_layouts_and_views_come_back_as_they_were():
         assert (one.stride(), one.storage_offset()) == (two.stride(), two.storage_offset())
 
 
-def test_a_forecast_with_the_lever_is_what_is_measured():
+@pytest.mark.parametrize("limit", [0, 6 << 20])
+def test_a_forecast_with_the_lever_is_what_is_measured(limit):
     work = Workload(made(16, 64), "4x3x64x64", train=True, optimizer="AdamW", loss=lambda y: y.log_softmax(1).mean())
-    planned = cloudpickle.loads(cloudpickle.dumps(pull(work, [Offload(least_bytes=1 << 16)])))
+    planned = cloudpickle.loads(cloudpickle.dumps(pull(work, [Offload(least_bytes=1 << 16, limit_bytes=limit)])))
     plain, less = forecast(work), forecast(planned)
     assert less.peak_bytes < 0.8 * plain.peak_bytes
     assert less.peak_bytes == pytest.approx(measure(planned).peak_bytes, rel=5e-4)
@@ -155,6 +156,16 @@ def test_parameters_inputs_and_small_tensors_stay_in_memory_and_a_storage_goes_o
 class Twice(nn.Module):
     def forward(self, x):
         return x.exp() * x.sigmoid()
+
+
+def test_no_more_than_the_limit_is_on_disk_at_a_time(monkeypatch):
+    highest = []
+    write = DiskFile.write
+    monkeypatch.setattr(DiskFile, "write", lambda self, storage: [write(self, storage), highest.append(self.bytes)][0])
+    model = Offload(least_bytes=0, limit_bytes=40_000).on_model(made())
+    for _ in range(2):
+        model(torch.randn(2, 3, 16, 16)).sum().backward()
+    assert 20_000 < max(highest) <= 40_000
 
 
 def test_no_file_is_seen_and_none_is_left(tmp_path):

@@ -169,6 +169,9 @@ class _Session:
         self._file: DiskFile | None = None
         self._entered: list[tuple[Any, set[int]]] = []
         self._stored: weakref.WeakValueDictionary[int, _Stored] = weakref.WeakValueDictionary()
+        """The last one under each storage's address; an address is given out again once its storage is gone."""
+        self._waiting: weakref.WeakSet[_Stored] = weakref.WeakSet()
+        """All that autograd still holds."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {"lever": self.lever}
@@ -199,6 +202,7 @@ class _Session:
                 return _Kept(tensor.detach(), tensor._version)
             stored = _Stored(storage, tensor._version, None if fake else self._open().write(storage))
             self._stored[storage._cdata] = stored
+            self._waiting.add(stored)
         return _Handle(
             None if fake else _witness(tensor),
             tensor._version,
@@ -218,7 +222,7 @@ class _Session:
         return storage.nbytes() >= max(self.lever.least_bytes, 1) and not any(storage._cdata in living for _, living in self._entered)
 
     def _bytes(self) -> int:
-        return sum(stored.bytes for stored in self._stored.values())
+        return sum(stored.bytes for stored in self._waiting)
 
     def _open(self) -> DiskFile:
         if self._file is None:
