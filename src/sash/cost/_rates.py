@@ -90,7 +90,7 @@ def forget_rates() -> bool:
     path = rates_path()
     try:
         path.unlink()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     return True
 
