@@ -22,7 +22,8 @@ from scipy.optimize import nnls
 from sash.cost._laws import KINDS, MAPPED, NAMES, PARTS, STREAMS, SUMMED
 from sash.cost._piece import Piece
 from sash.cost._probes import Probe, everything
-from sash.cost._time import GRAIN, pieces, slowness
+from sash.cost._time import pieces, slowness
+from sash.cost._time_maps import GRAIN
 
 _REPEATS = 5
 _LEAST_S = 0.0003
@@ -184,7 +185,8 @@ def _nearest(name: str, found: dict[str, float]) -> float:
         name.replace(".bf16.", ".f32."),
         name.replace(".last.", ".plain.").replace(".bf16.", ".f32."),
         name.replace("convolution.transposed.", "convolution.dense.").replace(".last.", ".plain.").replace(".bf16.", ".f32."),
-        name.replace("convolution.unfolded.", "product.").replace(".bf16.", ".f32."),
+        name.replace("convolution.unfolded.dense.", "product.").replace(".bf16.", ".f32."),
+        name.replace("convolution.unfolded.depthwise.", "products.").replace(".bf16.", ".f32."),
     ):
         if nearest in found:
             return found[nearest]

@@ -19,7 +19,18 @@ def _names(*parts: Iterable[str]) -> tuple[str, ...]:
 
 SUMMED = (
     *_names(("convolution",), FORMS, ("forward", "data", "weights"), ("plain", "last"), KINDS),
-    *_names(("convolution.unfolded", "product", "products", "vector", "attention.forward", "attention.backward"), KINDS),
+    *_names(
+        (
+            "convolution.unfolded.dense",
+            "convolution.unfolded.depthwise",
+            "product",
+            "products",
+            "vector",
+            "attention.forward",
+            "attention.backward",
+        ),
+        KINDS,
+    ),
     *_names(("recurrent.forward", "recurrent.backward"), KINDS),
     "transform.f32",
 )

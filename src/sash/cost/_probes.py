@@ -148,10 +148,10 @@ def _unfolded() -> Iterator[Probe]:
         yield probe(
             aten.convolution_backward.default, x, x, weight, None, [1, 1], [2, 2], [1, 1], False, [0, 0], channels, [False, True, False]
         )
-    x, weight = torch.rand(1, 128, 14, 14), torch.rand(64, 128, 3, 3)
-    y = torch.rand(1, 64, 14, 14)
-    for mask in ([True, False, False], [False, True, False]):
-        yield probe(aten.convolution_backward.default, y, x, weight, None, [1, 1], [12, 12], [12, 12], False, [0, 0], 1, mask)
+    for inputs, outputs, side in ((128, 64, 14), (256, 128, 12), (32, 32, 28)):
+        x, y, weight = torch.rand(1, inputs, side, side), torch.rand(1, outputs, side, side), torch.rand(outputs, inputs, 3, 3)
+        for mask in ([True, False, False], [False, True, False]):
+            yield probe(aten.convolution_backward.default, y, x, weight, None, [1, 1], [12, 12], [12, 12], False, [0, 0], 1, mask)
 
 
 def products() -> Iterator[Probe]:

@@ -18,12 +18,10 @@ from sash.cost import _time_matrices as matrices
 from sash.cost._laws import STREAMS
 from sash.cost._piece import Piece, kind_of, tensors_of
 from sash.cost._rates import Rates
-from sash.cost._time_maps import map_piece
-
-GRAIN = 32768
-"""Elements from which torch shares an elementwise operator out over the threads (`at::internal::GRAIN_SIZE`)."""
+from sash.cost._time_maps import GRAIN, map_piece
 
 _CACHED = 1 << 21
+"""Bytes that a core's cache holds."""
 
 
 class Bound(StrEnum):

@@ -47,7 +47,14 @@ def _piece(
     kind = kind_of(tensors[0])
     if plan is None or any(word in plan.kernel for word in ("gemm", "ref")):
         # Unfolded into columns and multiplied, one picture and one group after the other.
-        return Piece(f"convolution.unfolded.{kind}", macs, sum(plain) + copies, 0, macs, calls=call.groups * call.input.shape[0])
+        return Piece(
+            f"convolution.unfolded.{'depthwise' if _form(call) == 'depthwise' else 'dense'}.{kind}",
+            macs,
+            sum(plain) + copies,
+            0,
+            macs,
+            calls=call.groups * call.input.shape[0],
+        )
     law = f"convolution.{_form(call)}.{direction}.{'last' if call.channels_last else 'plain'}.{kind}"
     blocked = [plan.first, plan.second, plan.result if plan.result_layout == "blocked" else 0]
     # What is padded in a blocked layout is computed on: oneDNN does not skip it.
