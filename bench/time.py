@@ -8,7 +8,9 @@ The machine is calibrated anew, in the same session. Each workload runs in a fre
 then steps under torch.profiler, whose events are summed by layer: what an operator takes in forward goes to the module around it, what an
 autograd node takes in backward to the module that made it. An interrupted run continues where it stopped, as long as sash's forecaster and
 this bench are unchanged. The bars: half of the forecasts within 20 %, and a rank correlation (Spearman) of 0.9 over the ten slowest layers
-of half of the workloads. Beside it stands the correlation between two halves of the profiled steps: the most that could be reached.
+of half of the workloads. Two figures stand beside it. Repeat is the correlation between two halves of the profiled steps: about the most
+that could be reached. Pooled is that of the means of layers that are alike: a transformer's ten slowest layers are often the same one ten
+times, and have no order.
 """
 
 from __future__ import annotations
@@ -60,6 +62,7 @@ def row(name: str) -> dict[str, Any]:
     # The forecast's paths lead through the module that stands around a library's model.
     around = 0 if asked.library == "own" else len("model.")
     expected = {layer.path[around:]: layer.forward_s + layer.backward_s for layer in found.layers if layer.leaf}
+    kinds = {layer.path[around:]: (layer.kind, layer.params, layer.outputs) for layer in found.layers}
     measured = _steps(asked, model, inputs)
     first, second = measured.pop("halves")
     whole = {path: first.get(path, 0.0) + second.get(path, 0.0) for path in {**first, **second} if path in expected}
@@ -71,9 +74,18 @@ def row(name: str) -> dict[str, Any]:
         **measured,
         "error": found.wall_s / measured["step_s"] - 1,
         "order": spearman([expected[path] for path in slowest], [whole[path] for path in slowest]),
+        "pooled": spearman(*(pooled(slowest, values, kinds) for values in (expected, whole))),
         "repeat": spearman([first.get(path, 0.0) for path in slowest], [second.get(path, 0.0) for path in slowest]),
         "layers": [[path, expected[path], whole[path]] for path in slowest],
     }
+
+
+def pooled(paths: list[str], values: dict[str, float], kinds: dict[str, Any]) -> list[float]:
+    """Values by path, layers that are alike (class, parameters, output) at the mean of their group: which of them is slower is chance."""
+    groups: dict[Any, list[float]] = defaultdict(list)
+    for path in paths:
+        groups[kinds[path]].append(values[path])
+    return [statistics.fmean(groups[kinds[path]]) for path in paths]
 
 
 def _steps(asked: Any, model: Any, inputs: Any) -> dict[str, Any]:
@@ -191,6 +203,7 @@ def summarise(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     told = {name: found for name, found in rows.items() if "error_text" not in found}
     errors = [abs(found["error"]) for found in told.values()]
     orders = [found["order"] for found in told.values() if found["order"] is not None]
+    pools = [found["pooled"] for found in told.values() if found["pooled"] is not None]
     repeats = [found["repeat"] for found in told.values() if found["repeat"] is not None]
     return {
         "workloads": len(rows),
@@ -198,6 +211,7 @@ def summarise(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "error": spread(errors),
         "signed_error": spread([found["error"] for found in told.values()]),
         "order": spread(orders),
+        "pooled": spread(pools),
         "repeat": spread(repeats),
         "forecast_s": spread([found["forecast_s"] for found in told.values()]),
         "within_20_percent": sum(error <= BAR_ERROR for error in errors),
@@ -217,16 +231,16 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def show(rows: dict[str, dict[str, Any]], summary: dict[str, Any]) -> None:
     """The table and the distribution."""
-    print(f"{'workload':38} {'forecast':>9} {'measured':>9} {'range':>15} {'error':>7} {'order':>6} {'repeat':>6}")
+    print(f"{'workload':38} {'forecast':>9} {'measured':>9} {'range':>15} {'error':>7} {'order':>6} {'pooled':>6} {'repeat':>6}")
     for name, found in sorted(rows.items(), key=lambda item: -abs(item[1].get("error", 9))):
         if "error_text" in found:
             print(f"{name:38} {found['error_text']}")
             continue
         low, high = found["step_low_s"] * 1e3, found["step_high_s"] * 1e3
-        order, repeat = (f"{value:6.2f}" if value is not None else "     –" for value in (found["order"], found["repeat"]))
+        orders = " ".join("     –" if found[name] is None else f"{found[name]:6.2f}" for name in ("order", "pooled", "repeat"))
         times = f"{found['wall_s'] * 1e3:6.1f} ms {found['step_s'] * 1e3:6.1f} ms {low:6.0f}–{high:.0f} ms"
-        print(f"{name:38} {times:36} {found['error']:+7.0%} {order} {repeat}")
-    for name in ("error", "signed_error", "order", "repeat", "forecast_s"):
+        print(f"{name:38} {times:36} {found['error']:+7.0%} {orders}")
+    for name in ("error", "signed_error", "order", "pooled", "repeat", "forecast_s"):
         print(f"{name:14}", "  ".join(f"{at} {value:.2f}" for at, value in summary[name].items()))
     print(f"within 20 %: {summary['within_20_percent']} of {summary['workloads']}")
     print(f"order ≥ 0.9: {summary['order_reached']} of {summary['order_rows']}")
