@@ -124,10 +124,12 @@ def test_first_and_second_derivatives_pass_torchs_own_check(mode):
     assert torch.autograd.gradgradcheck(call, inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize("padding", ["same", "valid", 1, (2, 1), ((0, 1), (2, 0))])
+@pytest.mark.parametrize("padding", ["same", "valid", 1, (2, 1), ((0, 1), (2, 0)), [[0, 1], [2, 0]]])
 def test_padding_reads_as_in_torchs_layers_or_as_pairs(padding):
     x, depthwise, pointwise = made(2, 3, 9, 8), made(3, 1, 4, 3), made(2, 3, 1, 1)
-    pads = {"same": ((1, 2), (1, 1)), "valid": ((0, 0), (0, 0)), 1: ((1, 1), (1, 1)), (2, 1): ((2, 2), (1, 1))}.get(padding, padding)
+    pads = {"same": ((1, 2), (1, 1)), "valid": ((0, 0), (0, 0)), 1: ((1, 1), (1, 1)), (2, 1): ((2, 2), (1, 1))}.get(
+        str(padding) if isinstance(padding, list) else padding, padding
+    )
     found = separable_conv(x, depthwise, pointwise, padding=padding, band=Band(1, 2))
     assert_close(found, torchs(x, depthwise, pointwise, pads=pads))
     if padding == "same":

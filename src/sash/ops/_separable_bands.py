@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -159,14 +160,23 @@ def pad(x: Tensor, pads: Pads, mode: PaddingMode) -> tuple[Tensor, list[int]]:
     return x, kept
 
 
-def read_geometry(
+def read_geometry(sizes: tuple[int, ...], stride: Any, padding: Any, dilation: Any, mode: str) -> Geometry:
+    """The geometry in words of `nn.Conv`, its `padding` also as (before, after) an axis; raises `InputError` for what cannot be read."""
+    return _read_geometry(sizes, _frozen(stride), _frozen(padding), _frozen(dilation), mode)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
+
+
+@lru_cache(maxsize=1024)  # a layer asks at every call
+def _read_geometry(
     sizes: tuple[int, ...],
     stride: int | tuple[int, ...],
     padding: int | str | tuple[int | tuple[int, int], ...],
     dilation: int | tuple[int, ...],
     mode: str,
 ) -> Geometry:
-    """The geometry in words of `nn.Conv`, its `padding` also as (before, after) an axis; raises `InputError` for what cannot be read."""
     known: tuple[PaddingMode, ...] = get_args(PaddingMode)
     if mode not in known:
         raise InputError(f"padding_mode is {mode!r}; it may be {', '.join(map(repr, known))}.")
@@ -188,10 +198,10 @@ def read_geometry(
 
 def _each(name: str, value: object, axes: int) -> tuple:
     """One entry an axis."""
-    if not isinstance(value, (tuple, list)):
+    if not isinstance(value, tuple):
         return (value,) * axes
     if len(value) == 1:
-        return tuple(value) * axes
+        return value * axes
     if len(value) != axes:
         raise InputError(f"{name} is {value}, {len(value)} entries, and the depthwise weight has {axes} spatial axes; give 1 or {axes}.")
-    return tuple(value)
+    return value
