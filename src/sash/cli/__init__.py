@@ -6,6 +6,7 @@ from sash.cli._calibrate import calibrate
 from sash.cli._demo import demo
 from sash.cli._forecast import forecast
 from sash.cli._measure import measure
+from sash.cli._tiled import tiled
 from sash.cli._walk import walk
 
 __all__ = ["app", "main"]
@@ -19,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (walk, forecast, measure, demo, calibrate):
+for verb in (walk, forecast, measure, tiled, demo, calibrate):
     app.command()(verb)
 
 
