@@ -24,7 +24,7 @@ from sash.cost._source import FunctionSource, ModelSource
 from sash.cost._step import make_optimizer, run_step, training_mode
 from sash.cost._time import Bound, Estimate, operator_seconds
 from sash.cost._trace import Tracer
-from sash.cost._traced import trace_step
+from sash.cost._traced import stand_in, trace_step
 from sash.cost._workload import Workload, default_loss, make_tensor, map_tensors, tensors_in
 
 __all__ = [
@@ -62,6 +62,7 @@ __all__ = [
     "rates_path",
     "read_rates",
     "run_step",
+    "stand_in",
     "static_tensors",
     "stored_rates",
     "tensors_in",

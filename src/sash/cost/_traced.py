@@ -54,9 +54,7 @@ class Span:
     held: int = 0
 
 
-def trace_step(
-    work: Workload, real: bool = False, meet: Callable[[Tracer], None] | None = None, rates: Rates | None = None
-) -> TracedStep:
+def trace_step(work: Workload, real: bool = False, meet: Callable[[Tracer], None] | None = None, rates: Rates | None = None) -> TracedStep:
     """What a step does, written down, with its seconds where `rates` are given; `meet` is given the tracer before the step starts."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     model = _load(work.model, mode, real)
@@ -116,6 +114,14 @@ def trace_step(
     finally:
         scopes.remove()
     return TracedStep(trace, model, scopes, spans, work.accumulate, micro, optimizer_start, steady_start, forward_ends)
+
+
+def stand_in(work: Workload) -> nn.Module:
+    """The model as the step would meet it, its rewrite included, on stand-ins without memory: to be looked at."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    model = Stand(mode).model(_load(work.model, mode, real=False))
+    with mode:
+        return work.rewrite(model) if work.rewrite is not None else model
 
 
 def _load(model: Any, mode: FakeTensorMode, real: bool) -> Any:

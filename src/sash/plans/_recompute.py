@@ -1,0 +1,132 @@
+"""The lever "recompute": less is kept for backward, and made again when backward asks for it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from sash.plans._graph import Fact
+from sash.plans._lever import Exactness, Lever
+from sash.plans._schedule import Problem, Schedule, solve
+from sash.plans._session import Marks, Session
+from sash.plans._simulate import Simulation
+from sash.units import format_bytes
+
+SOLVE_S = 4.0
+"""Most seconds for one integer program; a good solution found by then is taken as it is."""
+
+Row = tuple[str, int, tuple[int, ...], tuple[int, ...], bool, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Recompute(Lever):
+    """Activation checkpointing operator by operator.
+
+    Gradients, batch-norm statistics and dropout masks are those of the plain step to the last bit, given deterministic kernels: what runs
+    again runs on the same values, random draws from the state their generator had, and batch norm updates its statistics once. A call is
+    known by its operator and how many of that operator came before it in the forward pass. Where the model takes another path than planned,
+    less is dropped and the result stays right. Does not go with `create_graph=True`.
+    """
+
+    name: ClassVar[str] = "recompute"
+
+    calls: tuple[Row, ...]
+    """Operator, how many of it came before, results to hold, results not to save, whether it may run again, segment."""
+    saved_bytes: int
+    """What is not saved for backward."""
+    again_s: float
+    """Seconds of the calls that run again, forecast."""
+
+    @property
+    def exactness(self) -> Exactness:
+        return Exactness.BITS
+
+    def describe(self) -> str:
+        again = sum(row[4] for row in self.calls)
+        return f"{format_bytes(self.saved_bytes)} not saved for backward; {again} operator calls run again ({self.again_s * 1e3:.0f} ms)"
+
+    def on_model(self, model: nn.Module) -> nn.Module:
+        around = Around(self.calls)
+        model.register_forward_pre_hook(around.enter)
+        model.register_forward_hook(around.leave, always_call=True)
+        return model
+
+
+@dataclass
+class Around:
+    """Hooks that put a session around every forward pass with gradients."""
+
+    calls: tuple[Row, ...]
+    _running: list[Session | None] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._marks: dict[str, dict[int, Marks]] = defaultdict(dict)
+        for operator, nth, keep, drop, replay, segment in self.calls:
+            self._marks[operator][nth] = Marks(tuple(keep), tuple(drop), replay, tuple(segment))
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        """Before forward."""
+        # A model that calls itself is inside its own session already.
+        session = Session(self._marks) if torch.is_grad_enabled() and not any(self._running) else None
+        self._running.append(session)
+        if session is not None:
+            session.start()
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        """After forward, also after one that raised."""
+        session = self._running.pop() if self._running else None
+        if session is not None:
+            session.stop()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Around:
+        return Around(self.calls)
+
+    def __reduce__(self) -> Any:
+        return Around, (self.calls,)
+
+
+def recompute_within(problem: Problem, target: int) -> tuple[Recompute, int] | None:
+    """The quickest schedule whose simulated peak stays within the target, and that peak; None where none was found."""
+    found: list[tuple[float, Schedule, Simulation]] = []
+    for cut in problem.cuts():
+        schedule = solve(problem, target, cut, SOLVE_S)
+        if schedule is not None:
+            simulation = Simulation(problem, schedule)
+            if simulation.peak_bytes <= target:
+                found.append((simulation.seconds, schedule, simulation))
+    if not found:
+        return None
+    _, schedule, simulation = min(found, key=lambda one: one[0])
+    return as_lever(schedule, simulation), simulation.peak_bytes
+
+
+def least_recompute(problem: Problem) -> tuple[Recompute, int]:
+    """The schedule with the least simulated peak, and that peak."""
+    plain = problem.everything()
+    best = plain, Simulation(problem, plain)
+    for cut in problem.cuts():
+        schedule = solve(problem, None, cut, SOLVE_S)
+        if schedule is not None:
+            simulation = Simulation(problem, schedule)
+            if simulation.peak_bytes < best[1].peak_bytes:
+                best = schedule, simulation
+    return as_lever(*best), best[1].peak_bytes
+
+
+def as_lever(schedule: Schedule, simulation: Simulation) -> Recompute:
+    """The schedule in plain values."""
+    nodes = sorted({*schedule.replay, *(fact.node for fact in schedule.keep)}, key=lambda node: node.number)
+    rows = []
+    for node in nodes:
+        keep, drop = _places(schedule.keep, node), _places(schedule.drop, node)
+        rows.append((node.name, node.nth, keep, drop, node in schedule.replay, schedule.segments.get(node, ())))
+    return Recompute(tuple(rows), sum(fact.bytes for fact in schedule.drop), simulation.seconds)
+
+
+def _places(facts: Iterable[Fact], node: Any) -> tuple[int, ...]:
+    return tuple(sorted(fact.place for fact in facts if fact.node is node))

@@ -1,0 +1,252 @@
+"""The search: which levers to pull, in what measure, until a run stays inside its budget at the least extra time."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from sash.cost import Forecast, Workload, calibrate, forecast, stand_in
+from sash.errors import DoesNotFit, InputError, SashError
+from sash.plans import _fold, _inplace, _layout, _loss, _microbatch, _precision, _separable, _tile
+from sash.plans._graph import record
+from sash.plans._lever import Lever, pull
+from sash.plans._offload import Offload
+from sash.plans._plan import Plan, describe_model
+from sash.plans._recompute import least_recompute, recompute_within
+from sash.plans._schedule import Problem
+from sash.units import format_bytes, parse_bytes
+
+ALLOWABLE = ("microbatch", "offload", "precision")
+"""Levers that need the user's word: they change the result, or write to disk."""
+SLOWER = 1.02
+"""A lever that lowers the peak is taken as free where the step is forecast to take at most this share of its time."""
+FASTER = 0.97
+"""A lever that shortens the step to this share is taken even if the peak rises by `LARGER`."""
+LARGER = 1.05
+TRIES = 4
+"""Schedules tried for one budget: each aims lower by what the last one's forecast was over."""
+WORTH_COMPARING = 0.03
+"""Extra time below which no further way is looked for."""
+
+
+def fit(work: Workload, budget: str | int, *, allow: Iterable[str] = (), bit_identical: bool = False) -> Plan:
+    """The plan with the least extra time found whose forecast peak is within the budget ("6 GiB", or bytes).
+
+    The budget holds the allocator's peak (`peak_bytes`): static bytes, activations, gradients, temporaries and kernel scratch. Nothing is
+    run: every candidate is forecast. Levers that give the same bits, or the same sums in another order, are pulled as needed; with
+    `bit_identical=True` only the former. Those that change the result or write to disk are pulled only if `allow` names them: "microbatch"
+    (it is used without leave where it is exact), "precision", "offload".
+
+    Raises `DoesNotFit` with the least budget that these levers can keep, `InputError` for what cannot be read, and what `forecast` raises.
+    """
+    started = time.perf_counter()
+    budget_bytes = parse_bytes(budget)
+    if budget_bytes == 0:
+        raise InputError("the budget is 0 bytes; write it like '2 GiB', '512 MB' or 1073741824.")
+    allowed = frozenset([allow] if isinstance(allow, str) else allow)
+    for name in sorted(allowed.difference(ALLOWABLE)):
+        near = difflib.get_close_matches(name, ALLOWABLE, 1) or ALLOWABLE
+        raise InputError(f"allow names {name!r}; {near[0]!r} is the nearest that needs leave, of {', '.join(ALLOWABLE)}.")
+    model = stand_in(work)
+    search = _Search(work, model, budget_bytes, allowed, bit_identical)
+    found = search.run()
+    overhead = found.forecast.wall_s / search.plain.forecast.wall_s - 1 if search.plain.forecast.wall_s else 0.0
+    return Plan(
+        work,
+        budget_bytes,
+        found.levers,
+        found.forecast,
+        search.plain.forecast.peak_bytes,
+        overhead,
+        describe_model(model),
+        time.perf_counter() - started,
+    )
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    work: Workload
+    levers: tuple[Lever, ...]
+    forecast: Forecast
+
+    @property
+    def peak(self) -> int:
+        return self.forecast.peak_bytes
+
+    @property
+    def cost(self) -> tuple[float, int]:
+        return self.forecast.wall_s, self.peak
+
+
+class _Search:
+    def __init__(self, work: Workload, model: nn.Module, budget: int, allowed: frozenset[str], bit_identical: bool) -> None:
+        self.model = model
+        self.budget = budget
+        self.allowed = allowed
+        self.bit_identical = bit_identical
+        self.plain = _Candidate(work, (), forecast(work))
+        self.least = self.plain
+        """Of all that was looked at, the lowest peak."""
+        self.refused: list[str] = []
+        """Why levers were not pulled."""
+
+    def run(self) -> _Candidate:
+        """The best candidate within the budget."""
+        if self._fits(self.plain):
+            return self.plain
+        exact = self._free(self.plain, (_inplace.propose,))
+        if self._fits(exact):
+            return exact
+        bases = [exact]
+        if not self.bit_identical:
+            # In inference folding goes first: what it removes need not be laid out.
+            quick = self._free(exact, (_loss.propose, _fold.propose, _separable.propose, _layout.propose))
+            if self._fits(quick):
+                return quick
+            if quick is not exact:
+                bases.insert(0, quick)
+        for base in bases:
+            found = self._train(base) if base.work.train else self._infer(base)
+            if found is not None:
+                return found
+        raise self._too_little()
+
+    def _fits(self, candidate: _Candidate) -> bool:
+        if candidate.peak < self.least.peak:
+            self.least = candidate
+        return candidate.peak <= self.budget
+
+    def _with(self, base: _Candidate, *levers: Lever) -> _Candidate:
+        work = pull(base.work, levers)
+        return _Candidate(work, (*base.levers, *levers), forecast(work))
+
+    def _free(self, base: _Candidate, proposals: Iterable[Callable[..., Lever | None]]) -> _Candidate:
+        """The base with every lever that lowers its peak or its time and costs nothing of the other; stops when it fits."""
+        for propose in proposals:
+            try:
+                lever = propose(base.work, self.model)
+                tried = None if lever is None else self._with(base, lever)
+            except SashError as error:
+                self.refused.append(str(error))
+                continue
+            if tried is None or not _better(tried, base):
+                continue
+            base = tried
+            if self._fits(base):
+                break
+        return base
+
+    def _train(self, base: _Candidate) -> _Candidate | None:
+        found = [self._recomputed(base)]
+        if found[0] is None or _extra(found[0], base) > WORTH_COMPARING:
+            found += self._micro_batched(base)
+        fitting = [one for one in found if one is not None]
+        if fitting:
+            return min(fitting, key=lambda one: one.cost)
+        for kind in ("autocast", "weights") if "precision" in self.allowed else ():
+            if _precision.why_not(base.work, self.model) is None:
+                lower = self._with(base, _precision.Precision(kind))
+                fitting = lower if self._fits(lower) else self._recomputed(lower)
+                if fitting is not None:
+                    return fitting
+        return self._offloaded(base) if "offload" in self.allowed else None
+
+    def _recomputed(self, base: _Candidate) -> _Candidate | None:
+        """The base with the cheapest schedule of recomputation that its forecast confirms."""
+        if base.forecast.static_bytes > self.budget:
+            return None
+        problem = Problem(record(base.work, calibrate()))
+        target = self.budget
+        for _ in range(TRIES):
+            found = recompute_within(problem, target)
+            if found is None:
+                break
+            tried = self._with(base, found[0])
+            if self._fits(tried):
+                return tried
+            target = min(target, found[1]) - (tried.peak - self.budget)
+        tried = self._with(base, least_recompute(problem)[0])
+        return tried if self._fits(tried) else None
+
+    def _micro_batched(self, base: _Candidate) -> Iterator[_Candidate]:
+        """The fewest micro-batches that fit by themselves, and half as many with recomputation; at last the most of them with it."""
+        lever = self._micro_batch(base)
+        if lever is None:
+            return
+        before = None
+        numbers = _microbatch.parts_of(base.work)
+        for parts in numbers:
+            tried = self._with(base, replace(lever, parts=parts))
+            if self._fits(tried):
+                yield tried
+                if before is not None and (both := self._recomputed(before)) is not None:
+                    yield both
+                return
+            before = tried
+        if before is not None and (both := self._recomputed(before)) is not None:
+            yield both
+
+    def _micro_batch(self, base: _Candidate) -> Any:
+        allowed = "microbatch" in self.allowed
+        if self.bit_identical and not allowed:
+            return None
+        found = _microbatch.propose(base.work, self.model, allow=allowed)
+        if found is None and (why := _microbatch.why_not(base.work, self.model)):
+            self.refused.append(why)
+        return found
+
+    def _offloaded(self, base: _Candidate) -> _Candidate | None:
+        """The base with as little on disk as keeps the budget."""
+        limit = int((base.peak - self.budget) * 1.05)
+        for lever in (Offload(limit_bytes=limit), Offload(limit_bytes=2 * limit), Offload()):
+            tried = self._with(base, lever)
+            if self._fits(tried):
+                return tried
+        return None
+
+    def _infer(self, base: _Candidate) -> _Candidate | None:
+        if not self.bit_identical:
+            why = _tile.why_not(base.work, self.model)
+            if why is not None:
+                self.refused.append(why)
+            else:
+                lever = _tile.propose(base.work, self.model, self.budget)
+                if lever is not None:
+                    tried = self._with(base, lever)
+                    if self._fits(tried):
+                        return tried
+        if "precision" in self.allowed and _precision.why_not(base.work, self.model) is None:
+            tried = self._with(base, _precision.Precision())
+            if self._fits(tried):
+                return tried
+        return None
+
+    def _too_little(self) -> DoesNotFit:
+        plain, least = self.plain.forecast, self.least
+        parts = [
+            f"{self.plain.work.name} ({self.plain.work.setting}) peaks at {format_bytes(plain.peak_bytes)}, "
+            f"of which {format_bytes(plain.static_bytes)} are there before the step starts; the budget is {format_bytes(self.budget)}."
+        ]
+        how = ", ".join(lever.name for lever in least.levers)
+        parts.append(f"The least that can be kept is {format_bytes(least.peak)} ({least.peak} bytes){f', with {how}' if how else ''}.")
+        parts += dict.fromkeys(self.refused)
+        left = [name for name in ALLOWABLE if name not in self.allowed]
+        if left and plain.static_bytes <= self.budget:
+            parts.append(f"With leave, allow=({', '.join(map(repr, left))},), there is more to try.")
+        return DoesNotFit("\n".join(parts), least.peak)
+
+
+def _better(tried: _Candidate, base: _Candidate) -> bool:
+    seconds, before = tried.forecast.wall_s, base.forecast.wall_s
+    lower = tried.peak < 0.995 * base.peak and seconds <= SLOWER * before
+    return lower or (before > 0 and seconds <= FASTER * before and tried.peak <= LARGER * base.peak)
+
+
+def _extra(candidate: _Candidate, base: _Candidate) -> float:
+    before = base.forecast.wall_s
+    return candidate.forecast.wall_s / before - 1 if before else 0.0

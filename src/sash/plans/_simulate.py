@@ -1,0 +1,102 @@
+"""What a schedule does to a step, moment by moment, without running it: the session's own rules on the graph's sizes."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from sash.plans._graph import Fact, Node
+from sash.plans._schedule import Problem, Schedule
+
+
+class Simulation:
+    """Bytes in each moment, and the seconds of the calls that run again."""
+
+    def __init__(self, problem: Problem, schedule: Schedule) -> None:
+        self.problem = problem
+        self.schedule = schedule
+        self.seconds = 0.0
+        self._change = np.zeros(problem.moments + 1, dtype=np.int64)
+        self._spikes: dict[int, int] = {}
+        """By moment: the most that replaying takes for a while right before it."""
+        self._made: dict[Fact, int] = {}
+        self._at = 0
+        self._run()
+        levels = problem.base + np.cumsum(self._change)[:-1]
+        before = np.concatenate([levels[:1], levels[:-1]])
+        for moment, spike in self._spikes.items():
+            levels[moment] = max(levels[moment], before[moment] + spike)
+        self.levels = levels
+        self.peak_bytes = int(levels.max())
+
+    def _hold(self, fact: Fact, start: int, stop: int) -> None:
+        if stop > start:
+            self._change[start] += fact.bytes
+            self._change[min(stop, self.problem.moments)] -= fact.bytes
+
+    def _run(self) -> None:
+        schedule, problem = self.schedule, self.problem
+        for fact in problem.droppable:
+            if fact not in schedule.drop and fact not in schedule.keep:
+                self._hold(fact, fact.freed, fact.released)
+        last = self._last_needs()
+        always = set(problem.always)
+        for fact in schedule.keep:
+            stop = max(last.get(fact, 0), fact.released)
+            self._hold(fact, fact.released if fact in always else fact.freed, stop)
+        asked = [(moment, fact) for fact in schedule.drop for moment in fact.wanted]
+        for moment, fact in sorted(asked, key=lambda one: (one[0], one[1].node.number, one[1].place)):
+            self._at = moment
+            if fact not in self._made:
+                self._replay(fact, moment)
+
+    def _last_needs(self) -> dict[Fact, int]:
+        """When the last dropped fact that is computed from a kept one is done with."""
+        last: dict[Fact, int] = {}
+        for fact in self.schedule.drop:
+            for source in self._closure(fact, made=False)[1]:
+                last[source] = max(last.get(source, 0), fact.released)
+        return last
+
+    def _closure(self, fact: Fact, made: bool) -> tuple[set[Node], set[Fact]]:
+        nodes, sources, waiting = set(), set(), [fact.node]
+        while waiting:
+            node = waiting.pop()
+            if node in nodes:
+                continue
+            nodes.add(node)
+            for read in node.reads:
+                if read in self.schedule.keep:
+                    sources.add(read)
+                elif not (made and read in self._made and read.released > self._at):
+                    waiting.append(read.node)
+        return nodes, sources
+
+    def _replay(self, target: Fact, moment: int) -> None:
+        nodes = sorted(self._closure(target, made=True)[0], key=lambda node: node.number)
+        segment = self.schedule.segments[target.node]
+        readers = Counter(fact for node in nodes for fact in node.reads)
+        level = spike = 0
+        temporary: dict[Fact, int] = {}
+        for node in nodes:
+            self.seconds += node.again_s
+            for fact in node.makes:
+                own = self.schedule.segments.get(node, ())
+                wanted = fact in self.schedule.drop and fact.released > moment and own == segment[: len(own)]
+                if wanted or fact is target:
+                    level += fact.bytes
+                    self._made[fact] = moment
+                    self._hold(fact, moment, fact.released)
+                else:
+                    temporary[fact] = fact.bytes
+                    level += fact.bytes
+            spike = max(spike, level + node.scratch_bytes)
+            for fact in node.reads:
+                readers[fact] -= 1
+                if readers[fact] == 0:
+                    level -= temporary.pop(fact, 0)
+            for fact in node.makes:
+                if readers[fact] == 0:
+                    level -= temporary.pop(fact, 0)
+        self._spikes[moment] = max(self._spikes.get(moment, 0), spike)
