@@ -6,28 +6,40 @@ import sash
 
 NAMES = {
     "Chain",
+    "DoesNotFit",
     "Forecast",
     "InputError",
+    "Largest",
     "MeasureError",
     "Measurement",
     "ModelError",
     "ModelSource",
+    "Plan",
     "SashError",
     "ShapeError",
     "Timeline",
     "TraceError",
     "Window",
     "Workload",
+    "assert_fits",
+    "fit",
     "forecast",
+    "largest",
     "measure",
+    "tiled",
     "walk",
 }
 
 SIGNATURES = {
     "Window": "(size, stride=1, dilation=1, pad=(0, 0), ceil=False)",
     "Workload": "(model, inputs, train=False, optimizer=None, loss=None, device='cpu', autocast=None, accumulate=1, rewrite=None)",
+    "assert_fits": "(work, budget, *, measured=False)",
+    "fit": "(work, budget, *, allow=(), bit_identical=False)",
     "forecast": "(work, real=False)",
+    "largest": "(work, budget, vary='batch', *, prove=True)",
     "measure": "(work, runs=1, allocator='default')",
+    "tiled": "(model, image, budget, out=None, *, two_pass=False, tile=None, output=None, scale=None, restart=False, "
+    "progress=None, plan_only=False)",
     "walk": "(text)",
 }
 

@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from sash.cost import Cost, Forecast, Measurement, Timeline
 from sash.errors import InputError
+from sash.plans import Largest, Plan
 
 _SCHEMAS: dict[str, type[Cost]] = {"sash.forecast/1": Forecast, "sash.measurement/1": Measurement}
 
@@ -20,13 +21,15 @@ Read = Callable[[Any, str], Any]
 """Turns a parsed JSON value into a field's value; the text names the field in messages."""
 
 
-def to_json(cost: Cost) -> str:
-    """A result as one JSON object: its fields by their names, after `"schema"`.
+def to_json(result: Cost | Plan | Largest) -> str:
+    """A result as one JSON object: its fields by their names, after `"schema"`; a plan as `Plan.from_json` reads it back.
 
     Bytes and MACs are whole numbers, times are seconds. Keys and order are stable within a schema.
     """
-    schema = next(name for name, kind in _SCHEMAS.items() if isinstance(cost, kind))
-    return json.dumps({"schema": schema, **_fields_of(cost)}, default=_fields_of, allow_nan=False)
+    if not isinstance(result, Cost):
+        return result.to_json()
+    schema = next(name for name, kind in _SCHEMAS.items() if isinstance(result, kind))
+    return json.dumps({"schema": schema, **_fields_of(result)}, default=_fields_of, allow_nan=False)
 
 
 def from_json(text: str) -> Forecast | Measurement:

@@ -7,6 +7,8 @@ from html import escape
 from importlib.metadata import version
 
 from sash.cost import Category, Cost, Measurement
+from sash.plans import Plan
+from sash.report import _fitted
 from sash.report._figures import Figure, LayerRow, at_peak, figures, layer_rows, sides, write_amount, write_error, write_shapes, write_share
 from sash.units import format_bytes, format_count, format_seconds
 
@@ -17,14 +19,37 @@ _CARDS = 3
 """Figures shown large where there is one model: the three peaks."""
 
 
-def head(pairs: Sequence[Pair]) -> str:
+def head(pairs: Sequence[Pair], fitted: _fitted.Fitted | None = None) -> str:
     """The page's head: the title, the setting, the versions."""
-    return f"<header><p class='kicker'>sash {_kind(pairs)}</p><h1>{escape(title(pairs))}</h1>{_settings(pairs)}{_versions(pairs)}</header>"
+    kind = _fitted.kind(fitted) if fitted else _kind(pairs)
+    return f"<header><p class='kicker'>sash {kind}</p><h1>{escape(title(pairs))}</h1>{_settings(pairs)}{_versions(pairs)}</header>"
 
 
 def title(pairs: Sequence[Pair]) -> str:
     """The names of the models."""
     return " and ".join(cost.name for cost, _ in pairs)
+
+
+def fitted_section(fitted: _fitted.Fitted, measured: Measurement | None) -> str:
+    """What was fitted: in a sentence, its figures against the budget, its levers."""
+    names = "".join(f"<th scope='col'>{escape(name)}</th>" for name in _fitted.columns(fitted, measured))
+    rows = "".join(
+        f"<tr><th scope='row'>{line.name}<span class='meaning'>{line.meaning}</span></th>{''.join(map(_number, line.cells))}</tr>"
+        for line in _fitted.lines(fitted, measured)
+    )
+    figures = f"<table class='figures'><thead><tr><td></td>{names}</tr></thead><tbody>{rows}</tbody></table>"
+    levers = ""
+    if isinstance(fitted, Plan) and fitted.levers:
+        heads = "".join(f"<th scope='col'>{name}</th>" for name in ("lever", "result", "what it does"))
+        told = "".join(
+            f"<tr><th scope='row'>{escape(name)}</th><td>{escape(exactness)}</td><td>{escape(does)}</td></tr>"
+            for name, exactness, does in _fitted.levers(fitted)
+        )
+        table = f"<table class='levers'><thead><tr>{heads}</tr></thead><tbody>{told}</tbody></table>"
+        levers = f"<h3>Levers</h3>{_scroll('Levers', table)}"
+    kind = _fitted.kind(fitted).capitalize()
+    words = f"<p>{escape(_fitted.summary(fitted, measured))}</p>"
+    return f"<section class='fitted'><h2>{kind}</h2>{words}{_scroll('Against the budget', figures)}{levers}</section>"
 
 
 def overview(pairs: Sequence[Pair]) -> str:

@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sash.cost import Cost, LayerCost, Measurement
+from sash.plans import Largest, Plan, TilePlan
+from sash.report import _fitted
 from sash.report._figures import LayerRow, at_peak, figures, layer_rows, sides, write_amount, write_error, write_shapes, write_share
 from sash.units import format_bytes, format_count, format_seconds
 
@@ -51,21 +53,54 @@ class _Report:
             yield _numbered("Notes", notes)
 
 
-def text(cost: Cost, measured: Measurement | None = None, rows: int = 20) -> RenderableType:
+@dataclass(frozen=True, slots=True)
+class _FittedReport:
+    """What `text` returns for a plan or a largest size."""
+
+    fitted: _fitted.Fitted
+    measured: Measurement | None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        cost, measured = _fitted.sides(self.fitted, self.measured)
+        yield Text.assemble((_plain(cost.name), "bold"), f"  {_fitted.kind(self.fitted)}")
+        yield Text(_plain(cost.setting), style="dim")
+        yield ""
+        yield Text(_plain(_fitted.summary(self.fitted, measured)))
+        yield ""
+        yield _fitted_table(self.fitted, measured)
+        if isinstance(self.fitted, Plan) and self.fitted.levers:
+            yield ""
+            yield _lever_table(self.fitted)
+        if cost.timeline.moments:
+            yield ""
+            yield _peak(cost)
+        if cost.notes:
+            yield ""
+            yield _numbered("Notes", list(cost.notes))
+
+
+Result = Cost | Plan | Largest | TilePlan
+"""What can be shown."""
+
+
+def text(result: Result, measured: Measurement | None = None, rows: int = 20) -> RenderableType:
     """A result for `rich.print`: the figures, what holds the peak, the largest layers, the reasons.
 
     With `measured`, each forecast figure stands beside the measured one and their relative error,
     (forecast - measured) / measured. The layer table has at most `rows` rows: the layers with the most bytes at the peak
-    (in a measurement, that hold the most), under the modules they are in.
+    (in a measurement, that hold the most), under the modules they are in. Of a plan: its levers, and the planned run beside the
+    plain one; of a largest size: its figures beside those of the next; of tiles: one line.
     """
-    return _Report(cost, measured, rows)
+    if isinstance(result, TilePlan):
+        return Text(str(result))
+    return _Report(result, measured, rows) if isinstance(result, Cost) else _FittedReport(result, measured)
 
 
-def plain_text(cost: Cost, measured: Measurement | None = None, rows: int = 20) -> str:
+def plain_text(result: Result, measured: Measurement | None = None, rows: int = 20) -> str:
     """The same report as a string without colour codes, 120 columns wide."""
     out = io.StringIO()
     console = Console(file=out, width=120, color_system=None, force_terminal=False, force_jupyter=False, emoji=False, legacy_windows=False)
-    console.print(text(cost, measured, rows))
+    console.print(text(result, measured, rows))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
@@ -90,6 +125,27 @@ def _figure_table(cost: Cost, measured: Measurement | None) -> Table:
         errors = [write_error(row.error)] if left and right else []
         table.add_row(row.name, *cells, *errors, row.meaning, style="bold" if row.name == "peak" else "")
     return table
+
+
+def _fitted_table(fitted: _fitted.Fitted, measured: Measurement | None) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("", no_wrap=True)
+    for name in _fitted.columns(fitted, measured):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", style="dim")
+    for line in _fitted.lines(fitted, measured):
+        table.add_row(line.name, *line.cells, line.meaning, style="bold" if line.name == "peak" else "")
+    return table
+
+
+def _lever_table(plan: Plan) -> Group:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    for name, exactness, does in _fitted.levers(plan):
+        table.add_row(name, exactness, Text(_plain(does)))
+    return Group(Text("Levers", style="bold"), table)
 
 
 def _peak(cost: Cost) -> Group:

@@ -47,6 +47,12 @@ function traces(model, measuredPeak) {
     ? { x: model.measured.x, y: model.measured.bytes.map((value) => value / step.unit), line }
     : measuredPeak ? { x: [0, model.moments], y: [measuredPeak / step.unit, measuredPeak / step.unit], line } : null;
   if (measured) areas.push({ ...measured, name: "measured", mode: "lines", hoverinfo: "skip" });
+  for (const mark of page.marks) {
+    areas.push({
+      x: [0, model.moments], y: [mark.bytes / step.unit, mark.bytes / step.unit], name: mark.name, mode: "lines", hoverinfo: "skip",
+      line: { color: colour("ink"), width: 1, dash: "dash" },
+    });
+  }
   areas.push({
     x: [model.x[model.peak]], y: [model.total[model.peak] / step.unit], mode: "markers", name: "peak", hoverinfo: "skip",
     marker: { color: colour("ink"), size: 8, symbol: "diamond" },
@@ -74,6 +80,19 @@ function phaseLabels(model, width) {
   return found;
 }
 
+function markLabels(model) {
+  // At the side where the peak is not, over the line; under it where the other line is close above.
+  const right = model.x[model.peak] > model.moments / 2;
+  const ordered = [...page.marks].sort((a, b) => b.bytes - a.bytes);
+  return ordered.map((mark, place) => {
+    const close = place > 0 && ordered[place - 1].bytes - mark.bytes < page.top * 0.07;
+    return {
+      x: right ? 0 : model.moments, y: mark.bytes / step.unit, text: `${mark.name} ${writeBytes(mark.bytes)}`, showarrow: false,
+      xanchor: right ? "left" : "right", yanchor: close ? "top" : "bottom", font: { size: 12, color: colour("ink") },
+    };
+  });
+}
+
 function layout(model, width) {
   const ink = colour("ink"), rule = colour("rule");
   const right = model.x[model.peak] > model.moments / 2;
@@ -95,7 +114,7 @@ function layout(model, width) {
     })).concat(model.phases.slice(1).map(([, start]) => ({
       type: "line", xref: "x", yref: "paper", x0: start, x1: start, y0: 0, y1: 1.02, line: { width: 1, color: colour("quiet"), dash: "dot" },
     }))),
-    annotations: [...phaseLabels(model, width), peak],
+    annotations: [...phaseLabels(model, width), peak, ...markLabels(model)],
   };
 }
 
