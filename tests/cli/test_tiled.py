@@ -6,14 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from sash import plans
-from sash.plans._tiled import tiled
-
-
-@pytest.fixture(autouse=True)
-def exported(monkeypatch):
-    monkeypatch.setattr(plans, "tiled", tiled, raising=False)
-
 
 @pytest.fixture
 def scan(folder):

@@ -4,7 +4,9 @@ import typer
 
 from sash.cli._calibrate import calibrate
 from sash.cli._demo import demo
+from sash.cli._fit import fit
 from sash.cli._forecast import forecast
+from sash.cli._largest import largest
 from sash.cli._measure import measure
 from sash.cli._tiled import tiled
 from sash.cli._walk import walk
@@ -13,14 +15,14 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="sash",
-    help="Forecast what a windowed workload costs before it runs, and measure it.\n\n"
-    "Exit codes: 0 done; 1 the measured run did not fit or died; 2 wrong use; 70 a fault of sash itself.",
+    help="Forecast what a windowed workload costs before it runs, fit it into the memory you have, and measure it.\n\n"
+    "Exit codes: 0 done; 1 it does not fit, or the measured run died; 2 wrong use; 70 a fault of sash itself.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (walk, forecast, measure, tiled, demo, calibrate):
+for verb in (walk, forecast, fit, largest, measure, tiled, demo, calibrate):
     app.command()(verb)
 
 

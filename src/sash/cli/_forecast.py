@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from sash import cost, report
 from sash.cli._show import check_writable, guarded, say, show, show_json, working
-from sash.cli._workload import Accumulate, Autocast, Debug, Html, Inputs, Json, Loss, Model, Optimizer, Real, Train, make_workload
+from sash.cli._workload import (
+    Accumulate,
+    Autocast,
+    Debug,
+    Html,
+    Inputs,
+    Json,
+    Loss,
+    Model,
+    Optimizer,
+    PlanFile,
+    Real,
+    Train,
+    as_planned,
+    make_workload,
+)
 
 
 @guarded
@@ -16,6 +31,7 @@ def forecast(
     loss: Loss = None,
     autocast: Autocast = None,
     accumulate: Accumulate = 1,
+    plan: PlanFile = None,
     real: Real = False,
     html: Html = None,
     as_json: Json = False,
@@ -29,7 +45,8 @@ def forecast(
     """
     check_writable(html)
     with working(f"Forecasting {model}"):
-        found = cost.forecast(make_workload(model, inputs, train, optimizer, loss, autocast, accumulate), real=real)
+        work = as_planned(make_workload(model, inputs, train, optimizer, loss, autocast, accumulate), plan)
+        found = cost.forecast(work, real=real)
     if html:
         report.to_html(found, html)
         say(f"wrote {html}")

@@ -9,7 +9,22 @@ import typer
 
 from sash import cost, report
 from sash.cli._show import check_writable, guarded, say, show, show_json, working
-from sash.cli._workload import Accumulate, Autocast, Debug, Html, Inputs, Json, Loss, Model, Optimizer, Real, Train, make_workload
+from sash.cli._workload import (
+    Accumulate,
+    Autocast,
+    Debug,
+    Html,
+    Inputs,
+    Json,
+    Loss,
+    Model,
+    Optimizer,
+    PlanFile,
+    Real,
+    Train,
+    as_planned,
+    make_workload,
+)
 from sash.errors import TraceError
 
 
@@ -29,6 +44,7 @@ def measure(
     loss: Loss = None,
     autocast: Autocast = None,
     accumulate: Accumulate = 1,
+    plan: PlanFile = None,
     real: Real = False,
     runs: Annotated[int, typer.Option(min=1, help="Processes to measure in; the highest growth counts.")] = 1,
     allocator: Annotated[Allocator, typer.Option(help="mapped: every block mapped on its own; exact, and slower.")] = Allocator.DEFAULT,
@@ -44,7 +60,7 @@ def measure(
     """
     check_writable(html)
     with working(f"Forecasting {model}"):
-        work = make_workload(model, inputs, train, optimizer, loss, autocast, accumulate)
+        work = as_planned(make_workload(model, inputs, train, optimizer, loss, autocast, accumulate), plan)
         try:
             expected = cost.forecast(work, real=real)
         except TraceError as error:

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from sash.errors import InputError, MeasureError, SashError
+from sash.errors import DoesNotFit, InputError, MeasureError, SashError
 
 DID_NOT_FIT, WRONG_USE, OWN_FAULT = 1, 2, 70
 """Exit codes; 70 is the system's own for an internal fault, so that no caller reads one as "does not fit"."""
@@ -32,7 +32,7 @@ def guarded(verb: Callable[..., None]) -> Callable[..., None]:
             if kwargs.get("debug"):
                 raise
             say(f"sash: {error}")
-            raise typer.Exit(DID_NOT_FIT if isinstance(error, MeasureError) else WRONG_USE) from None
+            raise typer.Exit(DID_NOT_FIT if isinstance(error, (DoesNotFit, MeasureError)) else WRONG_USE) from None
         except Exception as error:
             if kwargs.get("debug"):
                 raise
@@ -69,12 +69,12 @@ def working(doing: str) -> Iterator[None]:
         yield
 
 
-def check_writable(path: Path | None) -> None:
-    """Raises `InputError` where a report could not be written, before the work rather than after it."""
+def check_writable(path: Path | None, option: str = "--html", example: str = "report.html") -> None:
+    """Raises `InputError` where a file could not be written, before the work rather than after it."""
     if path is None:
         return
     folder = path.resolve().parent
     if not folder.is_dir():
-        raise InputError(f"--html {path}: the folder {folder} does not exist; make it, or write to {path.name}.")
+        raise InputError(f"{option} {path}: the folder {folder} does not exist; make it, or write to {path.name}.")
     if path.is_dir():
-        raise InputError(f"--html {path}: that is a folder; name a file, as in {path / 'report.html'}.")
+        raise InputError(f"{option} {path}: that is a folder; name a file, as in {path / example}.")

@@ -10,13 +10,11 @@ from typing import Annotated
 import typer
 
 from sash import plans
-from sash.cli._show import DID_NOT_FIT, guarded, say, show, show_json
-from sash.cli._workload import Debug, Json, Model, find_model
-from sash.errors import DoesNotFit
+from sash.cli._show import guarded, say, show, show_json
+from sash.cli._workload import Budget, Debug, Json, Model, find_model
 
 ImageFile = Annotated[Path, typer.Argument(help="A .npy file (channels, height, width), read tile by tile; or a picture, read whole.")]
 OutFile = Annotated[Path, typer.Argument(help="The .npy file to write. It appears when it is whole; an interrupted run is taken up again.")]
-Budget = Annotated[str, typer.Option("--budget", "-b", help="Bytes to keep within, as '2 GiB'.")]
 TwoPass = Annotated[bool, typer.Option("--two-pass", help="Allow layers that see the whole image, each with a pass of its own.")]
 Output = Annotated[str | None, typer.Option(help="Which of several outputs: its key, or its place from 0.")]
 Scale = Annotated[float | None, typer.Option(help="What pixels are multiplied by; 1/255 for uint8 unless said.")]
@@ -53,11 +51,6 @@ def tiled(
             say(str(plan))
         if not plan_only:
             plans.tiled(source, image, budget, out, **settings, tile=plan.tile, restart=restart)
-    except DoesNotFit as error:
-        if debug:
-            raise
-        say(f"sash: {error}")
-        raise typer.Exit(DID_NOT_FIT) from None
     except KeyboardInterrupt:
         say(f"interrupted; the same command goes on from {out}.partial.")
         raise

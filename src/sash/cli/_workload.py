@@ -15,6 +15,7 @@ import typer
 from sash.cost import FunctionSource, ModelSource, Workload
 from sash.errors import InputError
 from sash.models import FAMILIES
+from sash.plans import Plan
 from sash.units import parse_tensor
 
 IMAGES = (".png", ".jpg", ".jpeg")
@@ -37,6 +38,8 @@ Accumulate = Annotated[int, typer.Option(help="Micro-batches a step; the inputs 
 Real = Annotated[bool, typer.Option("--real", help="Trace on real tensors: for a forward that needs values. Takes a real step's memory.")]
 Html = Annotated[Path | None, typer.Option(help="Write a report that opens offline.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
+Budget = Annotated[str, typer.Option("--budget", "-b", help="Bytes to keep within, as '2 GiB'.")]
+PlanFile = Annotated[Path | None, typer.Option("--plan", help="A plan that `sash fit --out` wrote: run the step as planned.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -53,6 +56,17 @@ def make_workload(
         autocast=autocast,
         accumulate=accumulate,
     )
+
+
+def as_planned(work: Workload, path: Path | None) -> Workload:
+    """The workload as the plan in a file has it; as it is where there is none."""
+    if path is None:
+        return work
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--plan {path} cannot be read ({error}); give a file that `sash fit --out` wrote.") from error
+    return Plan.from_json(text, work).planned
 
 
 def find_model(text: str) -> ModelSource:
