@@ -3,8 +3,12 @@
 from dataclasses import replace
 
 import pytest
+from torch import nn
 
-from sash.cost import Block, Category, Environment, Forecast, LayerCost, Measurement, Moment, Phase, Reason, Timeline
+from sash.cost import Block, Category, Environment, Forecast, LayerCost, Measurement, Moment, Phase, Reason, Timeline, Workload
+from sash.plans import Largest, Plan
+from sash.plans._layout import Layout
+from sash.plans._recompute import Recompute
 
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 """A name under which `add_module` takes a module."""
@@ -210,3 +214,19 @@ def hostile(forecast) -> Forecast:
     return replace(
         forecast, name=HOSTILE, setting=HOSTILE, timeline=Timeline(moments, blocks), layers=layers, reasons=reasons, notes=(HOSTILE,)
     )
+
+
+@pytest.fixture(scope="session")
+def plan(forecast) -> Plan:
+    """A plan of two levers for the made-up step, 10 % below the plain peak."""
+    levers = (Layout(), Recompute((), 3 * 2**20, 0.25))
+    planned, plain = replace(forecast, wall_s=2.2), int(forecast.peak_bytes / 0.9)
+    return Plan(Workload(nn.Linear(2, 2), "1x2", train=True), int(forecast.peak_bytes * 1.01), levers, planned, plain, 0.1, ())
+
+
+@pytest.fixture(scope="session")
+def found(forecast) -> Largest:
+    """A largest batch of 6,000 for the made-up step."""
+    budget, over = int(forecast.peak_bytes * 1.02), int(forecast.peak_bytes * 1.05)
+    shapes = ("6000x3x32x32",)
+    return Largest(Workload(nn.Linear(2, 2), "1x2"), "batch", 6000, 8, shapes, budget, forecast, 6008, over, "", 4, 1.5)

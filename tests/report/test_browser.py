@@ -170,3 +170,30 @@ def test_a_phone_shows_the_page_without_sideways_scrolling(browser, open_page, f
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_plan_is_drawn_under_its_budget_and_the_plain_peak(browser, open_page, plan, measurement):
+    open_page(to_html, plan, measurement)
+    assert browser.get_log("browser") == []
+    lines = browser.execute_script(
+        "return Object.fromEntries(document.querySelector('.chart')._fullData.filter(one => one.line && one.line.dash === 'dash')"
+        ".map(one => [one.name, one.y[0] * step.unit]))"
+    )
+    assert lines == {"budget": pytest.approx(plan.budget_bytes), "plain peak": pytest.approx(plan.plain_peak_bytes)}
+    labels = [label.text for label in browser.find_elements(By.CSS_SELECTOR, ".chart .annotation-text")]
+    assert any(label.startswith("budget ") for label in labels)
+    assert any(label.startswith("plain peak ") for label in labels)
+    top = browser.execute_script("return document.querySelector('.chart')._fullLayout.yaxis.range[1] * step.unit")
+    assert top > plan.plain_peak_bytes
+    assert "recompute" in browser.find_element(By.CSS_SELECTOR, ".levers").text
+    point_at(browser, 0.1)  # the lines are not pointed at
+    assert plan.forecast.timeline.moments[0].phase in browser.find_element(By.CSS_SELECTOR, ".panel").text
+
+
+def test_a_phone_shows_a_plan_without_sideways_scrolling(browser, open_page, plan, measurement):
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True})
+    try:
+        open_page(to_html, plan, measurement)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
