@@ -17,7 +17,7 @@ def row(text: str, name: str) -> str:
 def test_a_plan_shows_the_planned_run_beside_the_plain_one(plan):
     text = plain_text(plan)
     assert text.splitlines()[0].split() == ["UNet", "plan"]
-    assert "2 levers; the result is equal up to rounding. +10 % time." in text
+    assert "2 levers; the result is equal up to rounding. Time of a step, by forecast: +10 %." in text
     assert format_bytes(plan.plain_peak_bytes) in row(text, "peak")
     assert format_bytes(plan.forecast.peak_bytes) in row(text, "peak")
     assert format_bytes(plan.budget_bytes) in row(text, "budget")

@@ -65,7 +65,8 @@ def summary(fitted: Fitted, measured: Measurement | None) -> str:
         if not fitted.levers:
             return f"It fits as it is: no lever is pulled.{told}"
         count = f"{len(fitted.levers)} lever{'s' if len(fitted.levers) > 1 else ''}"
-        return f"{count}; the result is {_result(fitted)}. {_share(fitted.overhead)} time.{told}"
+        time = f" Time of a step, by forecast: {_share(fitted.overhead)}." if fitted.forecast.wall_s else ""
+        return f"{count}; the result is {_result(fitted)}.{time}{told}"
     inputs = ", ".join(fitted.inputs)
     after = "" if fitted.next_peak_bytes is not None else f" The model does not take {fitted.next_size:,}: {fitted.limit}"
     steps = f" It goes by {fitted.step}." if fitted.step > 1 else ""
