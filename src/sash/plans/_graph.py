@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from sash.cost import Category, Rates, Tracer, Workload, looking, operator_seconds, trace_step
-from sash.plans._operators import LOOKS, is_replayable, outputs_of, share_again, tensors_in_call, without_updates, written
+from sash.plans._operators import IN_PLACE, LOOKS, is_replayable, outputs_of, share_again, tensors_in_call, without_updates, written
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +36,10 @@ class Node:
     scratch_bytes: int = 0
     """What its kernel allocates inside."""
     makes: list[Fact] = field(default_factory=list)
+    over: list[Fact] = field(default_factory=list)
+    """Of `reads`, those that it writes over."""
+    in_place: bool = False
+    """Whether a second run may write over its only input, where nothing else reads that."""
     leaves: tuple[int, ...] = ()
     """Storages of parameters, buffers and inputs that it reads."""
 
@@ -69,6 +73,8 @@ class Graph:
     facts: list[Fact]
     levels: list[int]
     """Bytes alive in each moment up to the optimizer, if autograd held none of the facts."""
+    carried: list[int]
+    """Of these, what was alive in the moment before as well: there is as much between the two."""
     forward_end: int
     """First moment after the model's forward."""
 
@@ -86,7 +92,7 @@ def record(work: Workload, rates: Rates) -> Graph:
     end, steady = traced.optimizer_start, traced.steady_start
     lives = traced.trace.lives
     moments = len(traced.trace.moments) if end is None else end
-    change = [0] * (moments + 1)
+    change, lasting = [0] * (moments + 1), [0] * (moments + 1)
     for life in lives:
         died = moments if life.died is None else min(life.died, moments)
         born = life.born
@@ -95,16 +101,18 @@ def record(work: Workload, rates: Rates) -> Graph:
         if born < moments:
             change[born] += life.bytes
             change[died] -= life.bytes
-    levels = list(accumulate(change[:-1]))
+            lasting[min(born + 1, died) if born else 0] += life.bytes
+            lasting[died] -= life.bytes
+    levels, carried = list(accumulate(change[:-1])), list(accumulate(lasting[:-1]))
     scratch = {life.born: life.bytes for life in lives if life.category is Category.SCRATCH}
     for node in observer.nodes:
         node.scratch_bytes = scratch.get(node.moment, 0)
     if work.accumulate > 1:
         gradients = sum(life.bytes for life in lives if life.category is Category.GRADIENT)
-        levels = [level + gradients for level in levels]
+        levels, carried = [level + gradients for level in levels], [level + gradients for level in carried]
     for fact in observer.facts:
         fact.freed = fact.freed or moments
-    return Graph(observer.nodes, observer.facts, levels, observer.forward_end)
+    return Graph(observer.nodes, observer.facts, levels, carried, observer.forward_end)
 
 
 class _Observer:
@@ -195,6 +203,7 @@ class _Recorder(TorchDispatchMode):
             seconds * share_again(func),
             reads,
             is_replayable(func),
+            in_place=func in IN_PLACE,
             leaves=leaves,
         )
         observer.nodes.append(node)
@@ -208,6 +217,7 @@ class _Recorder(TorchDispatchMode):
         key = storage._cdata
         if key in over and key in self._now:
             self._now[key].overwritten = True
+            node.over.append(self._now[key])
         elif key in keys:
             return  # a view of what it read
         life = self.observer.tracer.life_of(output)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,13 +14,23 @@ from torch import nn
 
 from sash.plans._graph import Fact
 from sash.plans._lever import Exactness, Lever
-from sash.plans._schedule import Problem, Schedule, solve
+from sash.plans._schedule import Cut, Problem, Schedule, solve
 from sash.plans._session import Marks, Session
 from sash.plans._simulate import Simulation
 from sash.units import format_bytes
 
 SOLVE_S = 4.0
 """Most seconds for one integer program; a good solution found by then is taken as it is."""
+LEAST_S = 1.0
+"""The same where the least peak is looked for, which is harder to prove and easier to improve on otherwise."""
+PATIENCE_S = 5.0
+"""After so long no further cut is tried if a schedule was found."""
+WORTH = 0.005
+"""A further cut must save this share of the extra time."""
+AIMS = 3
+"""Programs for one cut: each aims lower by what the last one's simulation was over."""
+STEP = 0.02
+"""The least peak is looked for in steps of this share."""
 
 Row = tuple[str, int, tuple[int, ...], tuple[int, ...], bool, tuple[int, ...]]
 
@@ -91,31 +103,54 @@ class Around:
 
 
 def recompute_within(problem: Problem, target: int) -> tuple[Recompute, int] | None:
-    """The quickest schedule whose simulated peak stays within the target, and that peak; None where none was found."""
-    found: list[tuple[float, Schedule, Simulation]] = []
+    """The quickest schedule found whose simulated peak stays within the target, and that peak; None where none was found."""
+    best: tuple[Schedule, Simulation] | None = None
+    started = time.perf_counter()
     for cut in problem.cuts():
-        schedule = solve(problem, target, cut, SOLVE_S)
-        if schedule is not None:
-            simulation = Simulation(problem, schedule)
-            if simulation.peak_bytes <= target:
-                found.append((simulation.seconds, schedule, simulation))
-    if not found:
-        return None
-    _, schedule, simulation = min(found, key=lambda one: one[0])
-    return as_lever(schedule, simulation), simulation.peak_bytes
+        if best is not None and time.perf_counter() - started > PATIENCE_S:
+            break
+        found = _within(problem, target, cut, best[1].seconds * (1 - WORTH) if best is not None else math.inf)
+        if found is not None and (best is None or found[1].seconds < best[1].seconds):
+            best = found
+    return None if best is None else (as_lever(*best), best[1].peak_bytes)
 
 
 def least_recompute(problem: Problem) -> tuple[Recompute, int]:
-    """The schedule with the least simulated peak, and that peak."""
+    """The schedule with the least simulated peak found, and that peak."""
     plain = problem.everything()
     best = plain, Simulation(problem, plain)
     for cut in problem.cuts():
-        schedule = solve(problem, None, cut, SOLVE_S)
-        if schedule is not None:
-            simulation = Simulation(problem, schedule)
-            if simulation.peak_bytes < best[1].peak_bytes:
-                best = schedule, simulation
+        best = _lower(problem, solve(problem, None, cut, LEAST_S), best)
+    # The program sees the worst case only; what it finds within a target often ends below its own least.
+    before, started = math.inf, time.perf_counter()
+    while best[1].peak_bytes < before and time.perf_counter() - started < PATIENCE_S:
+        before = best[1].peak_bytes
+        for cut in problem.cuts():
+            best = _lower(problem, solve(problem, int(before * (1 - STEP)), cut, LEAST_S), best)
+            if best[1].peak_bytes < before:
+                break
     return as_lever(*best), best[1].peak_bytes
+
+
+def _lower(problem: Problem, schedule: Schedule | None, best: tuple[Schedule, Simulation]) -> tuple[Schedule, Simulation]:
+    if schedule is None:
+        return best
+    simulation = Simulation(problem, schedule)
+    return (schedule, simulation) if simulation.peak_bytes < best[1].peak_bytes else best
+
+
+def _within(problem: Problem, target: int, cut: Cut, below_s: float) -> tuple[Schedule, Simulation] | None:
+    aim = target
+    for _ in range(AIMS):
+        schedule = solve(problem, aim, cut, SOLVE_S, below_s)
+        if schedule is None:
+            return None
+        simulation = Simulation(problem, schedule)
+        if simulation.peak_bytes <= target:
+            return schedule, simulation
+        # What second runs take for a moment is not in the program.
+        aim -= simulation.peak_bytes - target
+    return None
 
 
 def as_lever(schedule: Schedule, simulation: Simulation) -> Recompute:

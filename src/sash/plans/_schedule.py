@@ -82,6 +82,13 @@ class Problem:
         """Bytes in each moment with nothing kept that can be dropped."""
         return np.array(self.graph.levels, dtype=np.int64) + _profile(((f.bytes, f.freed, f.released) for f in self.always), self.moments)
 
+    @cached_property
+    def carried(self) -> np.ndarray:
+        """The same between each moment and the one before."""
+        return np.array(self.graph.carried, dtype=np.int64) + _profile(
+            ((f.bytes, f.freed + 1, f.released) for f in self.always), self.moments
+        )
+
     def span(self, fact: Fact) -> tuple[int, int]:
         """Moments in which keeping it takes memory that dropping it would not."""
         return fact.freed, max(fact.released, self.until[fact] if fact.released == 0 else 0)
@@ -122,9 +129,9 @@ class Problem:
         return Schedule(frozenset(), frozenset(), frozenset(), {})
 
     def cuts(self) -> Iterator[Cut]:
-        """Cuts to try."""
+        """Cuts to try, the one first that was best most often."""
         seen = set()
-        for coarse, fine in ((1, 0), (4, 0), (8, 0), (16, 0), (32, 0), (3, 24), (6, 48), (12, 48)):
+        for coarse, fine in ((6, 48), (12, 48), (3, 24), (4, 0), (8, 0), (16, 0), (32, 0), (1, 0), (20, 80), (10, 80)):
             outer = self.borders(coarse) if coarse > 1 else ()
             cut = Cut(outer, tuple(sorted({*outer, *self.borders(fine)})))
             if cut not in seen:
@@ -132,12 +139,12 @@ class Problem:
                 yield cut
 
 
-def solve(problem: Problem, target: int | None, cut: Cut, seconds: float) -> Schedule | None:
+def solve(problem: Problem, target: int | None, cut: Cut, seconds: float, below_s: float = np.inf) -> Schedule | None:
     """The schedule with the least extra time whose worst case stays within `target` bytes, or with the least peak where that is None.
 
-    None where there is none, or none was found in `seconds`.
+    None where there is none with less than `below_s` extra time, or none was found in `seconds`.
     """
-    return _Model(problem, target, cut).solve(seconds)
+    return _Model(problem, target, cut).solve(seconds, below_s)
 
 
 class _Model:
@@ -241,7 +248,7 @@ class _Model:
                 first[fact] = min(moments)
         return first
 
-    def solve(self, seconds: float) -> Schedule | None:
+    def solve(self, seconds: float, below_s: float) -> Schedule | None:
         cost = np.zeros(self.size)
         total = sum(fact.bytes for fact in self.keep) or 1
         for ways in (self.again, self.late):
@@ -249,6 +256,8 @@ class _Model:
                 cost[variable] = node.again_s * 1e3 + 1e-6
         for fact, variable in self.keep.items():
             cost[variable] = 1e-3 * fact.bytes / total
+        if np.isfinite(below_s):
+            self.rows.append(({variable: float(value) for variable, value in enumerate(cost) if value >= 1e-6}, -np.inf, below_s * 1e3))
         integer, lower, upper = np.ones(self.size), np.zeros(self.size), np.ones(self.size)
         if self.target is None:
             cost *= 1e-6

@@ -158,11 +158,10 @@ class _Search:
 
     def _recomputed(self, base: _Candidate) -> _Candidate | None:
         """The base with the cheapest schedule of recomputation that its forecast confirms."""
-        if base.forecast.static_bytes > self.budget:
-            return None
         problem = Problem(record(base.work, calibrate()))
         target = self.budget
-        for _ in range(TRIES):
+        # Below what is there before the step starts, the least that can be told is all there is to find.
+        for _ in range(TRIES if base.forecast.static_bytes < self.budget else 0):
             found = recompute_within(problem, target)
             if found is None:
                 break

@@ -18,22 +18,28 @@ class Simulation:
         self.schedule = schedule
         self.seconds = 0.0
         self._change = np.zeros(problem.moments + 1, dtype=np.int64)
+        self._carried = np.zeros(problem.moments + 1, dtype=np.int64)
         self._spikes: dict[int, int] = {}
         """By moment: the most that replaying takes for a while right before it."""
+        self._back: Counter[int] = Counter()
+        """By moment: what has come back right before it."""
         self._made: dict[Fact, int] = {}
         self._at = 0
         self._run()
         levels = problem.base + np.cumsum(self._change)[:-1]
-        before = np.concatenate([levels[:1], levels[:-1]])
+        before = problem.carried + np.cumsum(self._carried)[:-1]
         for moment, spike in self._spikes.items():
             levels[moment] = max(levels[moment], before[moment] + spike)
         self.levels = levels
         self.peak_bytes = int(levels.max())
 
     def _hold(self, fact: Fact, start: int, stop: int) -> None:
+        stop = min(stop, self.problem.moments)
         if stop > start:
             self._change[start] += fact.bytes
-            self._change[min(stop, self.problem.moments)] -= fact.bytes
+            self._change[stop] -= fact.bytes
+            self._carried[min(start + 1, stop)] += fact.bytes
+            self._carried[stop] -= fact.bytes
 
     def _run(self) -> None:
         schedule, problem = self.schedule, self.problem
@@ -81,6 +87,10 @@ class Simulation:
         temporary: dict[Fact, int] = {}
         for node in nodes:
             self.seconds += node.again_s
+            for over in node.reads if node.in_place and len(node.reads) == 1 else node.over:
+                # Its result takes the place of what was made for it alone.
+                if readers[over] == 1:
+                    level -= temporary.pop(over, 0)
             for fact in node.makes:
                 own = self.schedule.segments.get(node, ())
                 wanted = fact in self.schedule.drop and fact.released > moment and own == segment[: len(own)]
@@ -99,4 +109,5 @@ class Simulation:
             for fact in node.makes:
                 if readers[fact] == 0:
                     level -= temporary.pop(fact, 0)
-        self._spikes[moment] = max(self._spikes.get(moment, 0), spike)
+        self._spikes[moment] = max(self._spikes.get(moment, 0), self._back[moment] + spike)
+        self._back[moment] += level
