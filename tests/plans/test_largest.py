@@ -158,6 +158,48 @@ def test_given_values_are_repeated_so_that_they_stay_valid():
     assert torch.equal(grown, ids[torch.arange(found.size) % 2])
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        torch.rand(2, 3, 16, 16),
+        torch.rand(2, 3, 16, 16).to(memory_format=torch.channels_last),
+        torch.rand(8, 3, 16, 16)[:2],
+        torch.rand(1, 3, 16, 16).expand(2, -1, -1, -1),
+        torch.rand(2, 3, 16, 16, requires_grad=True),
+        torch.empty(2, 3, 16, 16, device="meta"),
+    ],
+    ids=["plain", "channels-last", "part of a batch", "expanded", "with gradient", "meta"],
+)
+def test_given_tensors_keep_their_kind(given):
+    found = sash.largest(sash.Workload(Convolutions(), given, train=True), "3 MB", prove=False)
+    assert_largest(found)
+    (grown,) = found.work.inputs
+    assert (grown.dtype, grown.device, grown.requires_grad, grown.is_leaf) == (given.dtype, given.device, given.requires_grad, True)
+    assert grown.is_contiguous(memory_format=torch.channels_last) == given.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_inputs_within_inputs_grow_too():
+    class Scaled(Convolutions):
+        def forward(self, pair):
+            return super().forward(pair[0]) * pair[1].view(-1, 1, 1, 1)
+
+    found = sash.largest(sash.Workload(Scaled(), (("4x3x16x16", "4"),)), "3 MB", prove=False)
+    assert_largest(found)
+    assert found.inputs == (f"{found.size}x3x16x16", f"{found.size}")
+
+
+def test_a_batch_may_go_by_pairs_or_start_at_two():
+    class Pairs(nn.Linear):
+        def forward(self, input):
+            return super().forward(input.view(-1, 2, 8).sum(1))
+
+    found = sash.largest(sash.Workload(Pairs(8, 8), "4x8"), "20 KB", prove=False)
+    assert_largest(found)
+    assert found.step == 2
+    with pytest.raises(DoesNotFit, match="batch 2, the least that it takes"):  # one sample has no variance
+        sash.largest(sash.Workload(nn.BatchNorm1d(8), "4x8", train=True), "200 B", prove=False)
+
+
 def test_a_planned_step_has_a_largest_batch_too():
     work = sash.Workload(Convolutions(), "8x3x32x32", train=True)
     planned = pull(work, [MicroBatch(4)])
@@ -225,6 +267,7 @@ def test_a_budget_below_the_smallest_size_is_refused_with_the_least_bytes():
         (FourOnly(), "4x3", "1 MB", "batch", "takes the batch 4 only"),
         (nn.Linear(16, 4), "16", "1 MB", "batch", "has the input a batch dimension"),
         (nn.ReLU(), torch.tensor(1.0), "1 MB", "batch", "no input has a dimension; inputs: a scalar"),
+        (nn.ReLU(), torch.rand(0, 3), "1 MB", "batch", "an input is empty; inputs: 0x3"),
         (nn.Conv1d(3, 4, 3), "2x3x32", "1 MB", "side", "vary='length'"),
         (nn.Linear(3, 4), "3", "1 MB", "length", "no input has one beside its batch"),
         (nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2)), "2x3x32x32", "1 GB", "side", "takes the side 32 only"),

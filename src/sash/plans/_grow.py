@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,6 +64,8 @@ def growths(work: Workload, vary: str) -> Iterator[Growth]:
     shown = ", ".join("x".join(map(str, value.shape)) or "a scalar" for value in inputs) or "none"
     if not sized:
         raise InputError(f"{vary} is to vary, and no input has a dimension; inputs: {shown}.")
+    if any(0 in value.shape for value in sized):
+        raise InputError(f"{vary} is to vary, and an input is empty; inputs: {shown}.")
     if vary == "batch":
         size = sized[0].shape[0]
         yield Growth(vary, size, tuple((0,) if len(value.shape) > 0 and value.shape[0] == size else () for value in inputs))
@@ -119,19 +121,31 @@ def _unreal(value: Tensor) -> bool:
 
 
 def _bare(value: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """As the given tensor in all but data. One that is part of a batch, as a planned micro-batch, stays that part of one."""
-    parts = value.untyped_storage().nbytes() // max(value.numel() * value.element_size(), 1)
-    form = torch.channels_last if len(shape) == 4 and value.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-    form = torch.contiguous_format if value.is_contiguous() else form
-    if parts <= 1 or not value.is_contiguous():
-        return torch.empty(shape, dtype=value.dtype, device="meta", memory_format=form).requires_grad_(value.requires_grad)
-    whole = torch.empty((parts * shape[0], *shape[1:]), dtype=value.dtype, device="meta")
-    return whole.narrow(0, 0, shape[0]).requires_grad_(value.requires_grad)
+    """As the given tensor in all but data."""
+    return _part(value, shape, lambda shape: torch.empty(shape, dtype=value.dtype, device="meta", memory_format=_format(value)))
 
 
 def _repeated(value: Tensor, shape: tuple[int, ...]) -> Tensor:
-    found = value.detach()
-    for dim, length in enumerate(shape):
-        if length != found.shape[dim]:
-            found = found.index_select(dim, torch.arange(length, device=found.device) % found.shape[dim])
-    return found.requires_grad_(value.requires_grad)
+    """The given values again and again along what grows: token ids, masks and classes stay valid."""
+
+    def repeated(shape: tuple[int, ...]) -> Tensor:
+        found = value.detach()
+        for dim, length in enumerate(shape):
+            if length != found.shape[dim]:
+                found = found.index_select(dim, torch.arange(length, device=found.device) % found.shape[dim])
+        return found.contiguous(memory_format=_format(value))
+
+    return _part(value, shape, repeated)
+
+
+def _part(value: Tensor, shape: tuple[int, ...], make: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
+    """One that is part of a batch, as a planned micro-batch is, stays that part of one: the rest waits in memory, and counts."""
+    parts = value.untyped_storage().nbytes() // max(value.numel() * value.element_size(), 1) if value.is_contiguous() else 1
+    whole = make((max(parts, 1) * shape[0], *shape[1:])) if shape else make(shape)
+    return (whole.narrow(0, 0, shape[0]) if shape else whole).requires_grad_(value.requires_grad)
+
+
+def _format(value: Tensor) -> torch.memory_format:
+    form = {4: torch.channels_last, 5: torch.channels_last_3d}.get(value.dim())
+    last = form is not None and not value.is_contiguous() and value.is_contiguous(memory_format=form)
+    return form if last and form is not None else torch.contiguous_format
