@@ -12,6 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,12 @@ def true_peak(row: Row) -> dict[str, int]:
     step, optimizer = make_step(row, model, inputs)
     step()
     static = storage_bytes(static_tensors(model, inputs, optimizer))
+    peak, level = risen(step)
+    return {"peak_bytes": static + peak, "static_bytes": static, "left_bytes": level}
+
+
+def risen(step: Callable[[], Any]) -> tuple[int, int]:
+    """Bytes above the level before it, at a step's peak and at its end."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     results: Any = profiler.profiler and profiler.profiler.kineto_results
@@ -36,7 +43,7 @@ def true_peak(row: Row) -> dict[str, int]:
     for event in sorted(events, key=lambda event: event.start_ns()):
         level += event.nbytes()
         peak = max(peak, level)
-    return {"peak_bytes": static + peak, "static_bytes": static, "left_bytes": level}
+    return peak, level
 
 
 def start(name: str) -> subprocess.Popen[str]:
