@@ -1,6 +1,6 @@
 """A Lightning callback that fits the training step of a LightningModule inside a memory budget when training starts.
 
-    python examples/lightning_callback.py "25 MB"
+    python examples/lightning_callback.py "20 MB"
 
     trainer = L.Trainer(callbacks=[FitInside("6 GiB", ("16x3x224x224", "16:int64<1000"))])
 
@@ -168,7 +168,7 @@ class Classifier(L.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        blocks = [layer for _ in range(6) for layer in (nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Dropout2d(0.1))]
+        blocks = [layer for _ in range(4) for layer in (nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Dropout2d(0.1))]
         self.net = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -209,4 +209,4 @@ def main(budget: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*(sys.argv[1:] or ["25 MB"]))
+    main(*(sys.argv[1:] or ["20 MB"]))

@@ -1,6 +1,6 @@
 """A training loop inside a memory budget, twice: with the planned module, and with the planned step.
 
-    python examples/plain_loop.py "25 MB"
+    python examples/plain_loop.py "20 MB"
 
 `plan.apply(model)` returns an ordinary module for a loop of your own; `plan.step(batch, target, loss)` runs the whole step, and also keeps
 what is about the step rather than the model: micro-batches, autocast.
@@ -23,7 +23,7 @@ BATCH, CLASSES = 16, 10
 def make_model() -> nn.Module:
     """A small convolutional network with dropout and batch norm."""
     torch.manual_seed(0)
-    blocks = [layer for _ in range(6) for layer in (nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Dropout2d(0.1))]
+    blocks = [layer for _ in range(4) for layer in (nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Dropout2d(0.1))]
     return nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, CLASSES))
 
 
@@ -79,4 +79,4 @@ def main(budget: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*(sys.argv[1:] or ["25 MB"]))
+    main(*(sys.argv[1:] or ["20 MB"]))

@@ -51,12 +51,12 @@ def assert_same(one: nn.Module, other: nn.Module) -> None:
         assert torch.equal(value, expected), name
 
 
-BUDGET = 25_000_000
+BUDGET = 20_000_000
 
 
 def test_the_planned_module_and_the_planned_step_train_as_the_plain_loop_does(loop):
     plain, applied, stepped = loop.make_model(), loop.make_model(), loop.make_model()
-    plan, step = (loop.make_plan(model, "25 MB") for model in (applied, stepped))
+    plan, step = (loop.make_plan(model, "20 MB") for model in (applied, stepped))
     assert plan.levers
     expected = loop.train_with_module(plain, loop.make_batches(3))
     assert loop.train_with_module(plan.apply(applied), loop.make_batches(3)) == expected
@@ -67,7 +67,7 @@ def test_the_planned_module_and_the_planned_step_train_as_the_plain_loop_does(lo
 
 def test_the_planned_module_stays_within_the_budget_and_the_plain_one_does_not(loop):
     model = loop.make_model().train()
-    plan = loop.make_plan(model, "25 MB")
+    plan = loop.make_plan(model, "20 MB")
     batches = list(loop.make_batches(1))
 
     def peak(module: nn.Module) -> int:
@@ -83,7 +83,7 @@ def test_the_planned_module_stays_within_the_budget_and_the_plain_one_does_not(l
 
 
 def test_the_loop_runs_as_a_script(loop, capsys):
-    loop.main("25 MB")
+    loop.main("20 MB")
     printed = capsys.readouterr().out
     assert "recompute" in printed
     losses = [line.partition(": ")[2] for line in printed.splitlines() if line.lstrip().startswith(("plain:", "plan."))]
@@ -178,5 +178,5 @@ class TestLightning:
         assert_same(*models)
 
     def test_the_example_runs_as_a_script(self, callback, capsys):
-        callback.main("25 MB")
+        callback.main("20 MB")
         assert "parameters and buffers are identical" in capsys.readouterr().out
