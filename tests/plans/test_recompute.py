@@ -233,7 +233,7 @@ def test_a_planned_peak_is_the_forecast_one_and_within_its_target(name, share):
     lever, simulated = recompute_within(problem, target)
     found = sash.forecast(pull(work, [lever])).peak_bytes
     assert found <= 1.001 * target  # copies of what forward writes over are not simulated; the search forecasts and aims again
-    assert found == pytest.approx(simulated, rel=0.03)  # a replay's own moments are simulated from the moment before
+    assert found == pytest.approx(simulated, rel=0.002)  # states of generators and copies of overwritten leaves are not simulated
 
 
 @pytest.mark.parametrize("name", ["convolutions", "channels last", "attention", "recurrent", "shared", "in one dimension"])

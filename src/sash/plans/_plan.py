@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sash.cost import Forecast, ModelSource, Phase, Workload, as_module, default_loss, forecast, make_optimizer, run_step, training_mode
-from sash.errors import InputError
+from sash.errors import InputError, SashError
 from sash.plans._lever import Exactness, Lever, Rewrite, pull, shared_copy
 from sash.plans._levers import LEVERS
 from sash.plans._microbatch import MicroBatch, split
@@ -139,7 +139,12 @@ class Plan:
         found = _read(text)
         levers = tuple(_lever(row) for row in found["levers"])
         check_same(tuple(found["model"]), _load(work.model))
-        fresh = forecast(pull(work, levers))
+        try:
+            fresh = forecast(pull(work, levers))
+        except SashError:
+            raise
+        except Exception as error:
+            raise InputError(f"the plan's levers cannot be pulled: {error}. Give what `Plan.to_json()` wrote.") from error
         if fresh.peak_bytes > found["budget_bytes"]:
             raise InputError(
                 f"the plan keeps {work.name} within {format_bytes(found['budget_bytes'])} for {found['step']}; "
@@ -235,6 +240,8 @@ def _lever(row: Any) -> Lever:
     kind = LEVERS.get(row.get("lever", "")) if isinstance(row, dict) else None
     if kind is None:
         raise InputError(f"{row.get('lever') if isinstance(row, dict) else row!r} is no lever; there are {', '.join(LEVERS)}.")
+    if row.get("folder") is not None:
+        raise InputError(f"the plan's lever {row['lever']!r} names a folder; where a run may write is not for a file to say.")
     values = {name: _tuples(value) for name, value in row.items() if name != "lever"}
     try:
         return kind(**values)

@@ -105,7 +105,7 @@ class Call:
         func: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        generator: tuple[torch.Generator, Tensor] | None,
+        generator: tuple[torch.Generator | None, Tensor] | None,
         segment: tuple[int, ...],
     ) -> None:
         self.number = number
@@ -236,12 +236,17 @@ def _views(call: Call) -> list[View]:
 
 
 @contextmanager
-def _as_before(generator: tuple[torch.Generator, Tensor] | None):
+def _as_before(generator: tuple[torch.Generator | None, Tensor] | None):
     """With the generator in the state of the first run; afterwards as it was."""
     if generator is None:
         yield
         return
     drawn_from, state = generator
+    if drawn_from is None:
+        now = state.clone()
+        yield
+        del now
+        return
     now = drawn_from.get_state()
     drawn_from.set_state(state)
     try:

@@ -12,8 +12,9 @@ from torch import nn
 
 from sash.cost import Forecast, Workload, calibrate, forecast, stand_in
 from sash.errors import DoesNotFit, InputError, SashError
-from sash.plans import _fold, _inplace, _layout, _loss, _microbatch, _precision, _separable, _tile
+from sash.plans import _fold, _inplace, _layout, _loss, _microbatch, _precision, _release, _separable, _tile
 from sash.plans._graph import record
+from sash.plans._headroom import needed, usable
 from sash.plans._lever import Lever, pull
 from sash.plans._offload import Offload
 from sash.plans._plan import Plan, describe_model
@@ -30,8 +31,8 @@ FASTER = 0.97
 LARGER = 1.05
 TRIES = 4
 """Schedules tried for one budget: each aims lower by what the last one's forecast was over."""
-WORTH_COMPARING = 0.03
-"""Extra time below which no further way is looked for."""
+WORTH_COMPARING = 0.0
+"""Extra time up to which no further way is looked for."""
 
 
 def fit(work: Workload, budget: str | int, *, allow: Iterable[str] = (), bit_identical: bool = False) -> Plan:
@@ -87,6 +88,7 @@ class _Search:
     def __init__(self, work: Workload, model: nn.Module, budget: int, allowed: frozenset[str], bit_identical: bool) -> None:
         self.model = model
         self.budget = budget
+        self.aim = usable(budget)
         self.allowed = allowed
         self.bit_identical = bit_identical
         self.plain = _Candidate(work, (), forecast(work))
@@ -99,27 +101,32 @@ class _Search:
         """The best candidate within the budget."""
         if self._fits(self.plain):
             return self.plain
-        exact = self._free(self.plain, (_inplace.propose,))
+        exact = self._free(self.plain, (_inplace.propose, _release.propose))
         if self._fits(exact):
             return exact
-        bases = [exact]
+        quick = exact
         if not self.bit_identical:
             # In inference folding goes first: what it removes need not be laid out.
             quick = self._free(exact, (_loss.propose, _fold.propose, _separable.propose, _layout.propose))
             if self._fits(quick):
                 return quick
-            if quick is not exact:
-                bases.insert(0, quick)
-        for base in bases:
-            found = self._train(base) if base.work.train else self._infer(base)
-            if found is not None:
-                return found
+        for bases in ((quick, *self._leaner(quick)), (exact,) * (quick is not exact)):
+            found = [self._train(base) if base.work.train else self._infer(base) for base in bases]
+            fitting = [one for one in found if one is not None]
+            if fitting:
+                return min(fitting, key=lambda one: one.cost)
         raise self._too_little()
+
+    def _leaner(self, base: _Candidate) -> Iterator[_Candidate]:
+        """The base with fused separable convolutions that save less, where it has any."""
+        if base.work.train and any(isinstance(lever, _separable.Separable) for lever in base.levers):
+            levers = [replace(lever, lean=True) if isinstance(lever, _separable.Separable) else lever for lever in base.levers]
+            yield self._with(self.plain, *levers)
 
     def _fits(self, candidate: _Candidate) -> bool:
         if candidate.peak < self.least.peak:
             self.least = candidate
-        return candidate.peak <= self.budget
+        return candidate.peak <= self.aim
 
     def _with(self, base: _Candidate, *levers: Lever) -> _Candidate:
         work = pull(base.work, levers)
@@ -129,7 +136,7 @@ class _Search:
         """The base with every lever that lowers its peak or its time and costs nothing of the other; stops when it fits."""
         for propose in proposals:
             try:
-                lever = propose(base.work, self.model)
+                lever = propose(base.work, stand_in(base.work))
                 tried = None if lever is None else self._with(base, lever)
             except SashError as error:
                 self.refused.append(str(error))
@@ -142,6 +149,8 @@ class _Search:
         return base
 
     def _train(self, base: _Candidate) -> _Candidate | None:
+        if self._fits(base):
+            return base
         found = [self._recomputed(base)]
         if found[0] is None or _extra(found[0], base) > WORTH_COMPARING:
             found += self._micro_batched(base)
@@ -159,16 +168,16 @@ class _Search:
     def _recomputed(self, base: _Candidate) -> _Candidate | None:
         """The base with the cheapest schedule of recomputation that its forecast confirms."""
         problem = Problem(record(base.work, calibrate()))
-        target = self.budget
+        target = self.aim
         # Below what is there before the step starts, the least that can be told is all there is to find.
-        for _ in range(TRIES if base.forecast.static_bytes < self.budget else 0):
+        for _ in range(TRIES if base.forecast.static_bytes < self.aim else 0):
             found = recompute_within(problem, target)
             if found is None:
                 break
             tried = self._with(base, found[0])
             if self._fits(tried):
                 return tried
-            target = min(target, found[1]) - (tried.peak - self.budget)
+            target = min(target, found[1]) - (tried.peak - self.aim)
         tried = self._with(base, least_recompute(problem)[0])
         return tried if self._fits(tried) else None
 
@@ -201,7 +210,7 @@ class _Search:
 
     def _offloaded(self, base: _Candidate) -> _Candidate | None:
         """The base with as little on disk as keeps the budget."""
-        limit = int((base.peak - self.budget) * 1.05)
+        limit = int((base.peak - self.aim) * 1.05)
         for lever in (Offload(limit_bytes=limit), Offload(limit_bytes=2 * limit), Offload()):
             tried = self._with(base, lever)
             if self._fits(tried):
@@ -209,20 +218,35 @@ class _Search:
         return None
 
     def _infer(self, base: _Candidate) -> _Candidate | None:
+        if self._fits(base):
+            return base
         if not self.bit_identical:
-            why = _tile.why_not(base.work, self.model)
+            why = _tile.why_not(base.work, stand_in(base.work))
             if why is not None:
                 self.refused.append(why)
-            else:
-                lever = _tile.propose(base.work, self.model, self.budget)
-                if lever is not None:
-                    tried = self._with(base, lever)
-                    if self._fits(tried):
-                        return tried
+            elif (tried := self._tiled(base)) is not None:
+                return tried
         if "precision" in self.allowed and _precision.why_not(base.work, self.model) is None:
             tried = self._with(base, _precision.Precision())
             if self._fits(tried):
                 return tried
+        return None
+
+    def _tiled(self, base: _Candidate) -> _Candidate | None:
+        """The base in tiles; what the plan of the tiles does not count is taken off their budget."""
+        budget = self.aim
+        for _ in range(TRIES):
+            lever = _tile.propose(base.work, stand_in(base.work), budget)
+            if lever is None:
+                break
+            tried = self._with(base, lever)
+            if self._fits(tried):
+                return tried
+            budget -= tried.peak - self.aim
+        least = _tile.least_budget(base.work, stand_in(base.work))
+        lever = None if least is None else _tile.propose(base.work, stand_in(base.work), least)
+        if lever is not None and self._fits(tried := self._with(base, lever)):
+            return tried
         return None
 
     def _too_little(self) -> DoesNotFit:
@@ -232,12 +256,13 @@ class _Search:
             f"of which {format_bytes(plain.static_bytes)} are there before the step starts; the budget is {format_bytes(self.budget)}."
         ]
         how = ", ".join(lever.name for lever in least.levers)
-        parts.append(f"The least that can be kept is {format_bytes(least.peak)} ({least.peak} bytes){f', with {how}' if how else ''}.")
+        told = f"{format_bytes(needed(least.peak))} ({needed(least.peak)} bytes){f', with {how}' if how else ''}"
+        parts.append(f"The least that can be kept is {told}.")
         parts += dict.fromkeys(self.refused)
-        left = [name for name in ALLOWABLE if name not in self.allowed]
+        left = [name for name in ALLOWABLE if name not in self.allowed and (self.plain.work.train or name == "precision")]
         if left and plain.static_bytes <= self.budget:
-            parts.append(f"With leave, allow=({', '.join(map(repr, left))},), there is more to try.")
-        return DoesNotFit("\n".join(parts), least.peak)
+            parts.append(f"Levers that need your leave were not tried: allow=[{', '.join(map(repr, left))}].")
+        return DoesNotFit("\n".join(parts), needed(least.peak))
 
 
 def _better(tried: _Candidate, base: _Candidate) -> bool:

@@ -52,6 +52,8 @@ class Marks(NamedTuple):
 
 
 NONE = Marks()
+STATE_BYTES = 5056
+"""Of a CPU generator."""
 
 
 class Session(TorchDispatchMode):
@@ -261,9 +263,11 @@ def mapped(args: tuple, function: Callable[[Tensor], Any]) -> tuple:
     )
 
 
-def _generator(func: Any, tensors: Iterable[Tensor], kwargs: dict) -> tuple[torch.Generator, Tensor] | None:
-    """The generator that the call draws from, and its state before; stand-ins draw from none."""
-    if not is_random(func) or any(isinstance(tensor, FakeTensor) for tensor in tensors):
+def _generator(func: Any, tensors: Iterable[Tensor], kwargs: dict) -> tuple[torch.Generator | None, Tensor] | None:
+    """The generator that the call draws from, and its state before. Stand-ins draw from none, but the state takes its bytes."""
+    if not is_random(func):
         return None
     generator = kwargs.get("generator") or torch.default_generator
+    if any(isinstance(tensor, FakeTensor) for tensor in tensors):
+        return None, torch.empty(STATE_BYTES, dtype=torch.uint8)
     return generator, generator.get_state()

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
 from sash.cost import ModelSource, Workload, as_module, forecast, static_tensors
-from sash.errors import InputError, SashError
+from sash.errors import DoesNotFit, InputError, SashError
 from sash.plans._lever import Exactness, Lever, shared_copy
 from sash.plans._reach import Program
 from sash.plans._reach_layout import Region, crop, whole
@@ -148,6 +148,20 @@ def propose(work: Workload, model: nn.Module, budget: int | None = None, two_pas
     except SashError:
         return None
     return Tile(found.tile, found.halo, found.stride, found.extra, two_pass)
+
+
+def least_budget(work: Workload, model: nn.Module) -> int | None:
+    """The least budget that tiles can keep; None where none can be cut."""
+    image = _image(work)
+    if image is None:
+        return None
+    try:
+        in_memory(checked(_evaluating(model), image[0], image[1], False), model, 1)
+    except DoesNotFit as error:
+        return error.least_bytes
+    except SashError:
+        return None
+    raise AssertionError("no tile takes one byte")
 
 
 def in_memory(program: Program, model: nn.Module, budget: int) -> TilePlan:
