@@ -105,18 +105,17 @@ def run(names: Sequence[str], parts: Sequence[str], budgets: int, rows: Rows, ke
     if "times" in parts and not any("/times/" in key for key in rows):
         print(f"calibrated: {ask(LIMIT_S['times'], 'calibrated')}", file=sys.stderr, flush=True)
     for part in parts:
-        wanted: list[tuple[str, tuple[str, ...]]] = []
-        for name in names:
-            if part != "times" and f"{name}/budgets/free" not in rows:
-                _answer(rows, f"{name}/budgets/free", LIMIT_S["budgets"], ("free", name))
-                keep()
-            for question, words in questions(part, rows.get(f"{name}/budgets/free", {}), budgets):
-                wanted.append((f"{name}/{part}/{question}", (words[0], name, *words[1:])))
         # Results of every model before more peaks of one: what is wrong shows early.
-        for key, words in sorted(wanted, key=lambda one: one[1][-1] != "bits"):
-            if key not in rows:
-                _answer(rows, key, LIMIT_S[part], words)
-                keep()
+        for first in (True, False):
+            for name in names:
+                if part != "times" and f"{name}/budgets/free" not in rows:
+                    _answer(rows, f"{name}/budgets/free", LIMIT_S["budgets"], ("free", name))
+                    keep()
+                for question, words in questions(part, rows.get(f"{name}/budgets/free", {}), budgets):
+                    key = f"{name}/{part}/{question}"
+                    if key not in rows and first == (words[-1] == "bits"):
+                        _answer(rows, key, LIMIT_S[part], (words[0], name, *words[1:]))
+                        keep()
 
 
 def _answer(rows: Rows, key: str, limit_s: int, words: tuple[str, ...]) -> None:
