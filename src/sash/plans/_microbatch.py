@@ -102,22 +102,27 @@ def propose(work: Workload, model: nn.Module | None = None, allow: bool = False,
 
     `replace(lever, parts=…)` with another number of `parts_of(work)` is as exact, but for a model that treats a single sample otherwise.
     """
-    if not work.train or not _splits(work):
-        return None
+    found = considered(work, allow, parts)
+    return found if isinstance(found, MicroBatch) else None
+
+
+def considered(work: Workload, allow: bool = False, parts: int | None = None) -> MicroBatch | str:
+    """What `propose` finds, or why there is nothing: what `why_not` says, in one look at the step."""
+    if not work.train:
+        return "Micro-batches accumulate gradients, and inference has none."
+    if not _splits(work):
+        return "There are no samples to split: the batch is 1, or no input has a size."
     parts = parts or parts_of(work)[0]
     found = look(work, parts)
     if found.reasons and not allow:
-        return None
+        return " ".join(found.reasons)
     return MicroBatch(parts, found.loss, allowed=bool(found.reasons))
 
 
 def why_not(work: Workload, model: nn.Module | None = None) -> str | None:
     """What micro-batches would change in the result of this step, layer by layer, and what would make them exact; None where nothing."""
-    if not work.train:
-        return "Micro-batches accumulate gradients, and inference has none."
-    if not _splits(work):
-        return "There are no samples to split: the batch is 1, or no input has a size."
-    return " ".join(look(work, parts_of(work)[0]).reasons) or None
+    found = considered(work)
+    return found if isinstance(found, str) else None
 
 
 def look(work: Workload, parts: int) -> Mixing:

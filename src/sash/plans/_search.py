@@ -6,16 +6,17 @@ import difflib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
 
 from torch import nn
 
 from sash.cost import Forecast, Workload, calibrate, forecast, stand_in
 from sash.errors import DoesNotFit, InputError, SashError
-from sash.plans import _fold, _inplace, _layout, _loss, _microbatch, _precision, _release, _separable, _tile
+from sash.plans import _fold, _inplace, _layout, _loss, _precision, _release, _separable, _tile
 from sash.plans._graph import record
 from sash.plans._headroom import needed, usable
 from sash.plans._lever import Lever, pull
+from sash.plans._microbatch import MicroBatch, considered, parts_of
 from sash.plans._offload import Offload
 from sash.plans._plan import Plan, describe_model
 from sash.plans._recompute import least_recompute, recompute_within
@@ -53,8 +54,7 @@ def fit(work: Workload, budget: str | int, *, allow: Iterable[str] = (), bit_ide
     for name in sorted(allowed.difference(ALLOWABLE)):
         near = difflib.get_close_matches(name, ALLOWABLE, 1) or ALLOWABLE
         raise InputError(f"allow names {name!r}; {near[0]!r} is the nearest that needs leave, of {', '.join(ALLOWABLE)}.")
-    model = stand_in(work)
-    search = _Search(work, model, budget_bytes, allowed, bit_identical)
+    search = _Search(work, budget_bytes, allowed, bit_identical)
     found = search.run()
     overhead = found.forecast.wall_s / search.plain.forecast.wall_s - 1 if search.plain.forecast.wall_s else 0.0
     return Plan(
@@ -64,7 +64,7 @@ def fit(work: Workload, budget: str | int, *, allow: Iterable[str] = (), bit_ide
         found.forecast,
         search.plain.forecast.peak_bytes,
         overhead,
-        describe_model(model),
+        describe_model(search.plain.model),
         time.perf_counter() - started,
     )
 
@@ -74,6 +74,11 @@ class _Candidate:
     work: Workload
     levers: tuple[Lever, ...]
     forecast: Forecast
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """As the step meets it, on stand-ins."""
+        return stand_in(self.work)
 
     @property
     def peak(self) -> int:
@@ -85,8 +90,7 @@ class _Candidate:
 
 
 class _Search:
-    def __init__(self, work: Workload, model: nn.Module, budget: int, allowed: frozenset[str], bit_identical: bool) -> None:
-        self.model = model
+    def __init__(self, work: Workload, budget: int, allowed: frozenset[str], bit_identical: bool) -> None:
         self.budget = budget
         self.aim = usable(budget)
         self.allowed = allowed
@@ -136,7 +140,7 @@ class _Search:
         """The base with every lever that lowers its peak or its time and costs nothing of the other; stops when it fits."""
         for propose in proposals:
             try:
-                lever = propose(base.work, stand_in(base.work))
+                lever = propose(base.work, base.model)
                 tried = None if lever is None else self._with(base, lever)
             except SashError as error:
                 self.refused.append(str(error))
@@ -158,7 +162,7 @@ class _Search:
         if fitting:
             return min(fitting, key=lambda one: one.cost)
         for kind in ("autocast", "weights") if "precision" in self.allowed else ():
-            if _precision.why_not(base.work, self.model) is None:
+            if _precision.why_not(base.work, base.model) is None:
                 lower = self._with(base, _precision.Precision(kind))
                 fitting = lower if self._fits(lower) else self._recomputed(lower)
                 if fitting is not None:
@@ -187,7 +191,7 @@ class _Search:
         if lever is None:
             return
         before = None
-        numbers = _microbatch.parts_of(base.work)
+        numbers = parts_of(base.work)
         for parts in numbers:
             tried = self._with(base, replace(lever, parts=parts))
             if self._fits(tried):
@@ -199,13 +203,14 @@ class _Search:
         if before is not None and (both := self._recomputed(before)) is not None:
             yield both
 
-    def _micro_batch(self, base: _Candidate) -> Any:
+    def _micro_batch(self, base: _Candidate) -> MicroBatch | None:
         allowed = "microbatch" in self.allowed
         if self.bit_identical and not allowed:
             return None
-        found = _microbatch.propose(base.work, self.model, allow=allowed)
-        if found is None and (why := _microbatch.why_not(base.work, self.model)):
-            self.refused.append(why)
+        found = considered(base.work, allowed)
+        if isinstance(found, str):
+            self.refused.append(found)
+            return None
         return found
 
     def _offloaded(self, base: _Candidate) -> _Candidate | None:
@@ -221,12 +226,12 @@ class _Search:
         if self._fits(base):
             return base
         if not self.bit_identical:
-            why = _tile.why_not(base.work, stand_in(base.work))
+            why = _tile.why_not(base.work, base.model)
             if why is not None:
                 self.refused.append(why)
             elif (tried := self._tiled(base)) is not None:
                 return tried
-        if "precision" in self.allowed and _precision.why_not(base.work, self.model) is None:
+        if "precision" in self.allowed and _precision.why_not(base.work, base.model) is None:
             tried = self._with(base, _precision.Precision())
             if self._fits(tried):
                 return tried
@@ -236,15 +241,15 @@ class _Search:
         """The base in tiles; what the plan of the tiles does not count is taken off their budget."""
         budget = self.aim
         for _ in range(TRIES):
-            lever = _tile.propose(base.work, stand_in(base.work), budget)
+            lever = _tile.propose(base.work, base.model, budget)
             if lever is None:
                 break
             tried = self._with(base, lever)
             if self._fits(tried):
                 return tried
             budget -= tried.peak - self.aim
-        least = _tile.least_budget(base.work, stand_in(base.work))
-        lever = None if least is None else _tile.propose(base.work, stand_in(base.work), least)
+        least = _tile.least_budget(base.work, base.model)
+        lever = None if least is None else _tile.propose(base.work, base.model, least)
         if lever is not None and self._fits(tried := self._with(base, lever)):
             return tried
         return None
