@@ -17,7 +17,7 @@ myst_heading_anchors = 3
 sphinx_gallery_conf = {
     "examples_dirs": ["../gallery"],
     "gallery_dirs": ["gallery"],
-    "filename_pattern": r"q\d\d_",
+    "filename_pattern": r"\.py$",
     "download_all_examples": False,
     "show_signature": False,
     "plot_gallery": "True",

@@ -105,6 +105,7 @@ axis.legend()
 # Smaller tiles need less memory and compute more of the halo again. The tile for each budget comes from forecasts; nothing is run to find
 # it. The last row is a scan of 16,384², from file to file: planned here from an empty file, not run.
 
+print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
 print(f"whole at once: {format_bytes(forecast(Workload(network, f'1x3x{HEIGHT}x{WIDTH}')).peak_bytes)}")
 print(f"{'image':>14}{'budget':>10}{'tile':>14}{'tiles':>7}{'forecast':>11}{'more work':>11}{'off by':>9}{'seconds':>9}")
 for budget in ("80 MiB", "40 MiB", "20 MiB"):
