@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import sash
 
 STEPS = 2
-"""The second starts from statistics, moments and a random state that the first left."""
+"""The second starts from statistics, moments and a random state that the first left; it also makes much of what was mere rounding."""
 SMALL = 1e-3
 """A tensor whose largest value is under this share of the largest of all is compared to that: a bias before a batch norm has noise for a
 gradient."""
@@ -41,6 +41,8 @@ class Difference:
     """The parts that are not the same to the last bit, each with its first tensor."""
     relative: dict[str, float]
     """By part: the largest difference of a value, relative to the largest value of its tensor, over all tensors."""
+    norm: dict[str, float]
+    """By part: the norm of all differences, relative to that of all values."""
 
 
 def plain(asked: Fitted, rewrite: Callable[[nn.Module], Any] = lambda model: model, steps: int = STEPS) -> Outcome:
@@ -51,15 +53,24 @@ def plain(asked: Fitted, rewrite: Callable[[nn.Module], Any] = lambda model: mod
     return _run(work, model, rewrite(model), asked.loss, steps)
 
 
-def applied(asked: Fitted, plan: sash.Plan) -> Outcome:
+def nudged(model: nn.Module) -> nn.Module:
+    """The model with every weight moved up or down by one unit in its last place: what a gradient makes of rounding."""
+    toss = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 + (torch.randint(2, parameter.shape, generator=toss) * 2 - 1) * torch.finfo(parameter.dtype).eps)
+    return model
+
+
+def applied(asked: Fitted, plan: sash.Plan, steps: int = STEPS) -> Outcome:
     """Of the same step with `Plan.apply`."""
     work = asked.work()
     model = work.model
     assert isinstance(model, nn.Module)
-    return _run(work, model, plan.apply(model), plan.planned.loss, STEPS)
+    return _run(work, model, plan.apply(model), plan.planned.loss, steps)
 
 
-def stepped(asked: Fitted, plan: sash.Plan) -> Outcome:
+def stepped(asked: Fitted, plan: sash.Plan, steps: int = STEPS) -> Outcome:
     """Of `Plan.step`, whose outputs are the loss alone."""
     work = asked.work()
     fresh = replace(plan, work=work)
@@ -72,7 +83,7 @@ def stepped(asked: Fitted, plan: sash.Plan) -> Outcome:
     ]
     torch.manual_seed(1)
     loss = None
-    for _ in range(STEPS):
+    for _ in range(steps):
         gradients.clear()
         loss = fresh.step(work.inputs)
     for handle in handles:
@@ -82,14 +93,14 @@ def stepped(asked: Fitted, plan: sash.Plan) -> Outcome:
 
 def compare(left: Outcome, right: Outcome) -> Difference:
     """What differs; a tensor that only one of them has differs."""
-    differing, relative = [], {}
+    differing, relative, norm = [], {}, {}
     for part in ("outputs", "gradients", "buffers", "parameters", "random"):
         ours, theirs = getattr(left, part), getattr(right, part)
         first = next((name for name in {**ours, **theirs} if not _same(ours.get(name), theirs.get(name))), None)
         if first is not None:
             differing.append(f"{part}: {first}")
-        relative[part] = _relative(ours, theirs) if part != "random" else 0.0
-    return Difference(tuple(differing), relative)
+        relative[part], norm[part] = _relative(ours, theirs)
+    return Difference(tuple(differing), relative, norm)
 
 
 def without_outputs(outcome: Outcome, loss: Callable[[Any], Tensor]) -> Outcome:
@@ -136,11 +147,14 @@ def _same(left: Tensor | None, right: Tensor | None) -> bool:
     return left.dtype == right.dtype and left.shape == right.shape and bool(((left == right) | ((left != left) & (right != right))).all())
 
 
-def _relative(left: Tensors, right: Tensors) -> float:
+def _relative(left: Tensors, right: Tensors) -> tuple[float, float]:
     shared = [(left[name], right[name]) for name in left if name in right and left[name].is_floating_point() and left[name].numel()]
     if not shared:
-        return 0.0
+        return 0.0, 0.0
     largest = max(float(ours.abs().max()) for ours, _ in shared)
     # Zero twice is no difference.
     scales = [max(float(ours.abs().max()), SMALL * largest) or 1.0 for ours, _ in shared]
-    return max(float((ours - theirs).abs().max()) / scale for (ours, theirs), scale in zip(shared, scales, strict=True))
+    worst = max(float((ours - theirs).abs().max()) / scale for (ours, theirs), scale in zip(shared, scales, strict=True))
+    whole = sum(float(ours.double().square().sum()) for ours, _ in shared)
+    apart = sum(float((ours.double() - theirs.double()).square().sum()) for ours, theirs in shared)
+    return worst, (apart / (whole or 1.0)) ** 0.5

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from _fit_bits import STEPS, applied, compare, nudged, plain, stepped, without_outputs
 from _fit_models import FITTED, Fitted
 from _truth import THREADS
 
@@ -36,7 +37,7 @@ def free(name: str) -> dict[str, Any]:
         "activation_bytes": activations(found),
         "wall_s": found.wall_s,
         "setting": work.setting,
-        "repeats": repeats(FITTED[name]),
+        **repeats(FITTED[name]),
         "least": {levers: least(work, levers) for levers in ("exact", "all")},
     }
 
@@ -85,7 +86,7 @@ def point(name: str, levers: str, budget: str, bits: str = "") -> dict[str, Any]
     except sash.DoesNotFit as error:
         return {"budget_bytes": int(budget), "least_bytes": error.least_bytes, "refused": str(error).splitlines()[1]}
     row = {**taken, "measured_bytes": sash.measure(plan.planned).peak_bytes}
-    return {**row, "bits": differences(asked, plan)} if bits else row
+    return {**row, "bits": differences(asked, plan, STEPS if levers == "exact" else 1)} if bits else row
 
 
 def planned(work: sash.Workload, levers: str, budget: int) -> tuple[sash.Plan, dict[str, Any]]:
@@ -103,22 +104,23 @@ def planned(work: sash.Workload, levers: str, budget: int) -> tuple[sash.Plan, d
     }
 
 
-def differences(asked: Fitted, plan: sash.Plan) -> dict[str, Any]:
+def differences(asked: Fitted, plan: sash.Plan, steps: int) -> dict[str, Any]:
     """What differs from the plain step with `Plan.apply` and with `Plan.step`."""
-    from _fit_bits import applied, compare, plain, stepped, without_outputs
-
     with _deterministic():
-        wanted = plain(asked)
-        found = {"apply": compare(wanted, applied(asked, plan)), "step": compare(without_outputs(wanted, asked.loss), stepped(asked, plan))}
+        wanted = plain(asked, steps=steps)
+        found = {
+            "apply": compare(wanted, applied(asked, plan, steps)),
+            "step": compare(without_outputs(wanted, asked.loss), stepped(asked, plan, steps)),
+        }
     return {way: dataclasses.asdict(one) for way, one in found.items()}
 
 
-def repeats(asked: Fitted) -> bool:
-    """Whether the plain step, run again in deterministic mode, gives the same bits."""
-    from _fit_bits import compare, plain
-
+def repeats(asked: Fitted) -> dict[str, Any]:
+    """Whether the plain step, run again in deterministic mode, gives the same bits; and what rounding alone makes of its result."""
     with _deterministic():
-        return not compare(plain(asked), plain(asked)).differing
+        again = compare(plain(asked), plain(asked))
+        moved = compare(plain(asked, steps=1), plain(asked, nudged, steps=1))
+    return {"repeats": not again.differing, "rounding": dataclasses.asdict(moved)}
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from _fit_summary import BARS, LADDERS, PLAN_S, TIMES, Rows, answered, ladder, rises, share_left, wrong
+from _fit_summary import BARS, LADDERS, OFF, PLAN_S, TIMES, Rows, answered, ladder, rises, share_left, wrong
 from rich.console import Console
 from rich.table import Table
 
@@ -20,7 +20,8 @@ def print_budgets(rows: Rows) -> None:
     """One line a model and ladder: what the plain step needs, the least, and how the budgets between were kept."""
     table = Table(title="Budgets from the least to the plain step's peak, MB", title_justify="left")
     table.add_column("model")
-    for heading in ("plain", "static", "activations", "levers", "least", "kept", "worst", "rises", "identical", "gradients off", "plan s"):
+    headings = ("plain", "static", "activations", "levers", "least", "kept", "worst", "rises", "identical", "off", "rounding", "plan s")
+    for heading in headings:
         table.add_column(heading, justify="right")
     for name, question, free in answered(rows, "budgets"):
         if question != "free":
@@ -42,13 +43,15 @@ def print_budgets(rows: Rows) -> None:
                 percent(worst),
                 str(len(rises(ran, "measured_bytes"))),
                 f"{sum(not one['differing'] for one in bits)}/{len(bits)}",
-                f"{max(one['relative']['gradients'] for one in bits):.1e}" if bits else "",
+                f"{max(one['norm']['gradients'] for one in bits):.1e}" if bits else "",
+                f"{free['rounding']['norm']['gradients']:.1e}" if first else "",
                 f"{taken[len(taken) // 2]:.1f} … {taken[-1]:.1f}" if taken else "",
             )
     console = _console()
     console.print(table)
     console.print("activations: alive at the plain step's peak, and neither there before the step (weights, optimizer state, inputs) nor")
     console.print("gradients of parameters. worst: measured peak over the budget. rises: peaks above that of the next larger budget.")
+    console.print("off: norm of the gradients' difference, relative; rounding: the same, of weights moved by one unit in the last place.")
 
 
 def print_times(rows: Rows) -> None:
@@ -69,7 +72,7 @@ def print_times(rows: Rows) -> None:
     console = _console()
     console.print(table)
     console.print("Time: median of neighbouring pairs, in one process. floor: the budget is below the least, which was planned for.")
-    console.print("≠: not the plain step's bits. wrong: gradients off by more than 1e-3 of their tensor's largest, for the same outputs.")
+    console.print("≠: not the plain step's bits. wrong: gradients off by more than rounding does, for the same outputs.")
 
 
 def _planned_cell(found: dict[str, Any] | None) -> str:
@@ -111,8 +114,9 @@ def print_summary(summary: dict[str, Any], made_on: dict[str, Any]) -> None:
     again = f"the plain step repeats itself on {summary['bits']['plain_repeats']} of {summary['bits']['plain_steps']} models"
     told = f"{exact['identical']} of {exact['runs']} runs of {exact['plans']} plans; {again}"
     table.add_row("outputs, gradients, buffers, random state identical", "every run, deterministic mode", told)
-    relative = ", ".join(f"{part} {value:.1e}" for part, value in every["relative"].items() if value is not None)
-    table.add_row("the same with all levers: largest relative difference", "stated", relative or "not measured")
+    for which, words in OFF.items():
+        table.add_row(f"with all levers: {words}", "stated", _off(every[which]))
+        table.add_row("  the plain step's, its weights moved by one unit in the last place", "", _off(summary["bits"]["rounding"][which]))
     for question, figure in FIGURES.items():
         found = summary["times"][question]
         table.add_row(f"{figure}, median", f"≤ {BARS[question]:.0%}", _times_cell(found))
@@ -130,6 +134,10 @@ def print_summary(summary: dict[str, Any], made_on: dict[str, Any]) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in made_on["versions"].items())
     console.print(f"{versions}; Python {made_on['python']}; {made_on['threads']} threads; {made_on['processor']}", highlight=False)
     console.print("Not measured on a GPU. The separable block and the U-Nets: bench/separable.py; tiled inference: bench/tiled.py.")
+
+
+def _off(found: dict[str, float | None]) -> str:
+    return ", ".join(f"{part} {value:.1e}" for part, value in found.items() if value is not None) or "not measured"
 
 
 def _times_cell(found: dict[str, Any]) -> str:
