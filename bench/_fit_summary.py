@@ -19,8 +19,8 @@ COMPARED = ("outputs", "gradients", "buffers")
 OFF = {"relative": "largest difference, relative to its tensor's largest value", "norm": "norm of all differences, relative"}
 """How far results are apart."""
 SAME, WRONG = 1e-3, 0.05
-"""Norms of differences: outputs this near are the same; gradients this far apart are no matter of rounding (which moves them by 0.02 at most,
-where a ReLU turns)."""
+"""Norms of differences: outputs this near are the same; gradients this far apart are no matter of rounding, which moves them by 0.02 at
+most (where a ReLU turns)."""
 
 
 def answered(rows: Rows, part: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
