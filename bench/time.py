@@ -4,13 +4,14 @@
     python bench/time.py --quick                a dozen workloads; prints only
     python bench/time.py --only NAME            one workload (may be repeated); prints only
 
-The machine is calibrated anew, in the same session. Each workload runs in a fresh process: forecast, then steps of it (the median counts),
-then steps under torch.profiler, whose events are summed by layer: what an operator takes in forward goes to the module around it, what an
-autograd node takes in backward to the module that made it. An interrupted run continues where it stopped, as long as sash's forecaster and
-this bench are unchanged. The bars: half of the forecasts within 20 %, and a rank correlation (Spearman) of 0.9 over the ten slowest layers
-of half of the workloads. Two figures stand beside it. Repeat is the correlation between two halves of the profiled steps: about the most
-that could be reached. Pooled is that of the means of layers that are alike: a transformer's ten slowest layers are often the same one ten
-times, and have no order.
+The machine is calibrated anew every sixteen workloads. Each workload runs in a fresh process: forecast, then steps of it (the median
+counts), then steps under torch.profiler, whose events are summed by layer (the median step counts): what an operator takes in forward goes
+to the module around it, what an autograd node takes in backward to the module that made it. An interrupted run continues where it stopped,
+as long as sash's forecaster and this bench are unchanged.
+
+The bars: half of the forecasts within 20 %, and a rank correlation (Spearman) of 0.9 over the ten slowest layers of half of the workloads.
+Two figures stand beside it. Repeat is the correlation between two halves of the profiled steps: about the most that could be reached.
+Pooled is that of the means of layers that are alike: a transformer's ten slowest layers are often the same one ten times, in no order.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +40,11 @@ QUICK = (
 LIMIT_S = 120
 STEPS, MOST_S = 9, 3.0
 """Steps that are timed: as many, or as fit into so many seconds, three at least."""
-PROFILED, MOST_PROFILED_S = 6, 2.5
+PROFILED, MOST_PROFILED_S = 16, 6.0
+"""Steps under the profiler: a layer's median over them counts, so that an interruption of a step is none of its layers'."""
 SLOWEST = 10
+ANEW = 16
+"""Workloads between calibrations: the guests of one host slow each other down, by half within minutes."""
 BAR_ERROR, BAR_ORDER = 0.20, 0.9
 
 
@@ -64,8 +69,8 @@ def row(name: str) -> dict[str, Any]:
     expected = {layer.path[around:]: layer.forward_s + layer.backward_s for layer in found.layers if layer.leaf}
     kinds = {layer.path[around:]: (layer.kind, layer.params, layer.outputs) for layer in found.layers}
     measured = _steps(asked, model, inputs)
-    first, second = measured.pop("halves")
-    whole = {path: first.get(path, 0.0) + second.get(path, 0.0) for path in {**first, **second} if path in expected}
+    profiled = measured.pop("profiled")
+    whole, first, second = (usual(steps, expected) for steps in (profiled, profiled[::2], profiled[1::2]))
     slowest = sorted(whole, key=lambda path: -whole[path])[:SLOWEST]
     return {
         "library": asked.library,
@@ -75,9 +80,15 @@ def row(name: str) -> dict[str, Any]:
         "error": found.wall_s / measured["step_s"] - 1,
         "order": spearman([expected[path] for path in slowest], [whole[path] for path in slowest]),
         "pooled": spearman(*(pooled(slowest, values, kinds) for values in (expected, whole))),
-        "repeat": spearman([first.get(path, 0.0) for path in slowest], [second.get(path, 0.0) for path in slowest]),
+        "repeat": spearman([first[path] for path in slowest], [second[path] for path in slowest]),
+        "profiled": len(profiled),
         "layers": [[path, expected[path], whole[path]] for path in slowest],
     }
+
+
+def usual(steps: list[dict[str, float]], paths: Iterable[str]) -> dict[str, float]:
+    """Median seconds of each layer over some steps; layers that no step met are left out."""
+    return {path: statistics.median(step.get(path, 0.0) for step in steps) for path in paths if any(path in step for step in steps)}
 
 
 def pooled(paths: list[str], values: dict[str, float], kinds: dict[str, Any]) -> list[float]:
@@ -89,7 +100,7 @@ def pooled(paths: list[str], values: dict[str, float], kinds: dict[str, Any]) ->
 
 
 def _steps(asked: Any, model: Any, inputs: Any) -> dict[str, Any]:
-    """Seconds of a step, and of each leaf module in either half of the profiled steps."""
+    """Seconds of a step, and of each leaf module in each of the profiled steps."""
     import gc
 
     from _step import make_step
@@ -104,15 +115,12 @@ def _steps(asked: Any, model: Any, inputs: Any) -> dict[str, Any]:
         started = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - started)
-    halves: tuple[dict[str, float], dict[str, float]] = (defaultdict(float), defaultdict(float))
+    profiled: list[dict[str, float]] = []
     began = time.perf_counter()
-    for number in range(PROFILED):
-        if number >= 2 and number % 2 == 0 and time.perf_counter() - began > MOST_PROFILED_S:
-            break
-        for path, taken in layer_seconds(model, step).items():
-            halves[number % 2][path] += taken
+    while len(profiled) < PROFILED and (len(profiled) < 4 or time.perf_counter() - began < MOST_PROFILED_S):
+        profiled.append(layer_seconds(model, step))
     low, high = min(seconds), max(seconds)
-    return {"step_s": statistics.median(seconds), "step_low_s": low, "step_high_s": high, "steps": len(seconds), "halves": halves}
+    return {"step_s": statistics.median(seconds), "step_low_s": low, "step_high_s": high, "steps": len(seconds), "profiled": profiled}
 
 
 def layer_seconds(model: Any, step: Any) -> dict[str, float]:
@@ -143,13 +151,16 @@ def layer_seconds(model: Any, step: Any) -> dict[str, float]:
 
 def _by_layer(events: Any) -> dict[str, float]:
     found: dict[str, float] = defaultdict(float)
-    makers: dict[int, str] = {}
+    started: list[tuple[float, int, str]] = []
     for event in events:
         if event.name.startswith("layer:"):
+            path = event.name.removeprefix("layer:")
             # Its own seconds are those of its operators that no inner layer is around.
             inner = sum(child.cpu_time_total for child in _layers_in(event))
-            found[event.name.removeprefix("layer:")] += (event.cpu_time_total - inner) * 1e-6
-            _name_makers(event, event.name.removeprefix("layer:"), makers)
+            found[path] += (event.cpu_time_total - inner) * 1e-6
+            started += [(start, number, path) for start, number in _numbered(event)]
+    # An operator is told the number of the next node to be made, whether it makes it or not: the last one that was told made it.
+    makers = {number: path for _, number, path in sorted(started)}
     for event in events:
         if event.name.startswith("autograd::engine::evaluate_function: ") and event.sequence_nr in makers:
             found[makers[event.sequence_nr]] += event.cpu_time_total * 1e-6
@@ -163,12 +174,13 @@ def _layers_in(event: Any) -> list[Any]:
     return found
 
 
-def _name_makers(event: Any, path: str, makers: dict[int, str]) -> None:
+def _numbered(event: Any) -> Iterator[tuple[float, int]]:
+    """Start and number of the next autograd node, of the operators of a layer itself."""
     for child in event.cpu_children:
         if not child.name.startswith("layer:"):
             if child.sequence_nr >= 0 and child.scope == 0:
-                makers.setdefault(child.sequence_nr, path)
-            _name_makers(child, path, makers)
+                yield child.time_range.start, child.sequence_nr
+            yield from _numbered(child)
 
 
 def spearman(left: list[float], right: list[float]) -> float | None:
@@ -177,7 +189,8 @@ def spearman(left: list[float], right: list[float]) -> float | None:
         return None
     from scipy.stats import spearmanr
 
-    return float(spearmanr(left, right)[0])
+    found: Any = spearmanr(left, right)
+    return float(found.statistic)
 
 
 def ask(name: str, environment: dict[str, str]) -> dict[str, Any]:
@@ -269,24 +282,28 @@ def main() -> None:
     key = {"code": code_digest(), "torch": torch.__version__, "threads": THREADS, "waiting": os.environ.get("OMP_WAIT_POLICY", "")}
     kept = json.loads(PARTIAL.read_text()) if whole and PARTIAL.exists() else {}
     rows = kept.get("rows", {}) if kept.get("key") == key else {}
+    taken = kept.get("calibrated_s", []) if rows else []
     began = time.perf_counter()
-    rates = cost.calibrate(again=not rows)
-    print(f"calibrated in {rates.made_s:.1f} s: {rates.machine}", file=sys.stderr)
+    rates = cost.calibrate()
     for number, name in enumerate(names, 1):
         if name in rows:
             continue
+        if len(rows) % ANEW == 0 or not taken:
+            rates = cost.calibrate(again=True)
+            taken.append(rates.made_s)
+            print(f"calibrated in {rates.made_s:.1f} s: {rates.machine}", file=sys.stderr)
         print(f"{number}/{len(names)} {name}", file=sys.stderr, end=" ", flush=True)
         started = time.perf_counter()
         rows[name] = ask(name, dict(os.environ))
         print(f"{time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
         if whole:
             PARTIAL.parent.mkdir(exist_ok=True)
-            PARTIAL.write_text(json.dumps({"key": key, "rows": rows}))
+            PARTIAL.write_text(json.dumps({"key": key, "calibrated_s": taken, "rows": rows}))
     summary = summarise(rows)
     show(rows, summary)
     print(f"{(time.perf_counter() - began) / 60:.1f} minutes", file=sys.stderr)
     if whole:
-        made_on = {"machine": rates.machine, "torch": rates.torch, "threads": rates.threads, "calibrated_s": rates.made_s}
+        made_on = {"machine": rates.machine, "torch": rates.torch, "threads": rates.threads, "calibrated_s": taken}
         RESULT.write_text(json.dumps({**made_on, "waiting": key["waiting"], "summary": summary, "rows": rows}, indent=1) + "\n")
         PARTIAL.unlink()
 

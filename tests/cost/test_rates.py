@@ -10,8 +10,10 @@ import torch
 from typer.testing import CliRunner
 
 from sash.cli import app
-from sash.cost import Rates, _rates, calibrate, forecast, forget_rates, rates_path, read_rates, stored_rates
+from sash.cost import Rates, _calibration, _rates, calibrate, forecast, forget_rates, rates_path, read_rates, stored_rates
 from sash.cost._laws import NAMES
+from sash.cost._piece import Piece
+from sash.cost._probes import probe
 from sash.cost._workload import Workload
 from sash.errors import InputError, MeasureError
 
@@ -54,6 +56,40 @@ def test_a_calibration_finds_every_rate_in_a_process_of_its_own(cache):
     assert rates_path().is_relative_to(cache)
     assert stored_rates() == found
     assert [path.name for path in rates_path().parent.iterdir() if path.suffix == ".part"] == []
+
+
+def test_the_parts_of_a_law_are_found_again_in_what_its_probes_took():
+    sizes = [(1, 1e6, 1e5, 1e4), (4, 1e5, 1e7, 1e3), (2, 5e7, 1e6, 1e5), (1, 1e7, 3e6, 1e7), (8, 1e8, 2e7, 0), (16, 1e6, 1e6, 1e6)]
+    items = {"first": 2e-11, "second": 5e-12}
+    seen = {
+        law: [
+            (
+                Piece(law, work, moved, weights, calls=calls),
+                1e-6 + 5e-5 + 2e-6 * calls + 4e-11 * moved + 1e-10 * weights + items[law] * work,
+            )
+            for calls, work, moved, weights in sizes
+        ]
+        for law in items
+    }
+    found = _calibration._summed(seen, {"operator.s": 1e-6})
+    shared = {"start_s": 5e-5, "call_s": 2e-6, "s_per_byte": 4e-11, "s_per_weight_byte": 1e-10}
+    for law, item in items.items():
+        parts = {**shared, "s_per_item": item}
+        assert {part: found[f"{law}.{part}"] for part in parts} == pytest.approx(parts, rel=1e-6)
+
+
+def test_the_start_of_a_map_is_what_its_smallest_probe_takes():
+    probes = [(Piece("law", 100, 800), 6e-6), (Piece("law", 1e6, 8e6), 6e-6 + 1e-6 + 3e-4)]
+    found = _calibration._mapped("law", probes, {"operator.s": 2e-6, "region.s": 1e-6})
+    assert found == pytest.approx({"law.call_s": 4e-6, "law.s_per_item": 3e-10}, rel=1e-6)
+
+
+def test_probes_are_called_in_turn():
+    calls = []
+    made = [probe(lambda name=name: calls.append(name)) for name in "abc"]
+    taken = _calibration.in_turn(made)
+    assert calls[:6] == ["a", "b", "c", "a", "b", "c"]
+    assert [len(one) for one in taken] == [len(calls) // 3 - 1] * 3
 
 
 def test_rates_are_measured_once_and_then_read(cache, counted):

@@ -13,7 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sash.cost import Bound, Phase, Workload, forecast, operator_seconds, read_rates
 from sash.cost._laws import MAPPED, SUMMED
+from sash.cost._process import run_heap
+from sash.cost._results import Moment
 from sash.cost._time import pieces
+from sash.cost._trace import Life, Trace
 from sash.models import basic_block, unet
 
 RATES = read_rates(Path(__file__).with_name("rates.json").read_text())
@@ -90,7 +93,7 @@ def test_a_copy_into_another_order_is_not_a_straight_one():
 def test_a_view_costs_its_call_and_nothing_else():
     x = torch.empty(1 << 20)
     found = operator_seconds(aten.view.default, (x, [1024, 1024]), {}, x.view(1024, 1024), RATES)
-    assert found == (RATES["view.s"], Bound.OVERHEAD, 0.0)
+    assert found == (RATES["view.s"], Bound.OVERHEAD, RATES["view.s"], 0.0)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +124,50 @@ def test_a_broadcast_operand_is_read_once():
     x, row = torch.empty(4096, 4096), torch.empty(4096)
     whole = pieces(aten.add.Tensor, (x, x), {}, x)[0].bytes
     assert pieces(aten.add.Tensor, (x, row.expand(4096, 4096)), {}, x)[0].bytes == 2 * x.nbytes + row.nbytes < whole
+
+
+def test_a_result_that_overwrites_its_operand_takes_less_time_than_a_new_one():
+    x = torch.empty(1 << 20)
+    assert seconds(aten.relu_.default, x).seconds < seconds(aten.relu.default, x).seconds
+
+
+def test_rows_have_a_start_each():
+    long, short = (torch.empty(*shape) for shape in ((64, 4096), (4096, 64)))
+    assert seconds(aten._softmax.default, short, 1, False).seconds > seconds(aten._softmax.default, long, 1, False).seconds
+    assert [piece.calls for piece in pieces(aten.sum.dim_IntList, (short, [1]), {}, short.sum(1))] == [4096]
+    layer = torch.empty(4, 8, 16, 32)
+    outputs = aten.native_layer_norm(layer, [16, 32], None, None, 1e-5)
+    assert pieces(aten.native_layer_norm.default, (layer, [16, 32], None, None, 1e-5), {}, outputs)[0].calls == 4 * 8
+
+
+def test_what_a_norm_does_not_find_in_a_row_is_copied_first():
+    straight, turned = torch.empty(64, 512), torch.empty(512, 64).t()
+    laws = [
+        [piece.law for piece in pieces(aten.native_layer_norm.default, (x, [512], None, None, 1e-5), {}, (x, x[:, :1], x[:, :1]))]
+        for x in (straight, turned)
+    ]
+    assert laws == [["layer_norm.f32"], ["layer_norm.f32", "copy.permuted.f32"]]
+
+
+@pytest.mark.parametrize("exponent", [2, 2.0, 3])
+def test_a_small_power_is_a_product(exponent):
+    x = torch.empty(64)
+    assert pieces(aten.pow.Tensor_Scalar, (x, exponent), {}, x)[0].law == "elementwise.mul.f32"
+    assert pieces(aten.pow.Tensor_Scalar, (x, exponent + 0.7), {}, x)[0].law == "elementwise.pow.f32"
+    assert pieces(aten.pow.Scalar, (2, x), {}, x)[0].law == "elementwise.pow.f32"
+
+
+def test_views_that_do_not_say_so_cost_a_view():
+    x = torch.empty(64, 64)
+    assert pieces(aten._unsafe_view.default, (x, [4096]), {}, x.view(4096)) == []
+    assert pieces(aten.unsafe_split.Tensor, (x, 16), {}, x.split(16)) == []
+
+
+def test_the_operators_of_an_optimizer_are_started_at_a_rate_of_their_own():
+    found = forecast(Workload(nn.Linear(4, 4), "2x4", train=True, optimizer="adamw")).timeline.moments
+    beside = [moment.seconds for moment in found if moment.phase is Phase.OPTIMIZER]
+    assert len(beside) > 10
+    assert beside == pytest.approx([RATES["optimizer.s"]] * len(beside), rel=0.1)
 
 
 class Sequence(nn.Module):
@@ -218,7 +265,21 @@ def test_pages_that_the_system_hands_over_take_time():
     def moment(side):
         return forecast(Workload(nn.ReLU(), f"1x1x{side}x{side}")).timeline.moments[0].seconds
 
-    # 36 MiB are mapped anew in each step, 25 MiB stay with the heap.
+    # 36 MiB are mapped anew in each step; of 25 MiB the heap may give some back, and is told to meet half of them again.
     small, large = moment(2560), moment(3072)
     made = 3072 * 3072 * 4 * RATES["fresh.s_per_byte"]
     assert large - small > 0.9 * made
+
+
+def test_what_the_heap_takes_back_is_shared_out_over_what_is_made():
+    sizes = (8 << 20, 4 << 20, 4 << 20, 8 << 20)
+    made = [Life(size, "", "aten.relu", Phase.FORWARD, moment, 4) for moment, size in enumerate(sizes)]
+    moments = [Moment(Phase.FORWARD, "", "aten.relu")] * 5
+    # All of it is free between the steps, and more than the heap keeps: the next step makes the pages anew, or not.
+    fresh = run_heap(Trace(moments=moments, lives=made), None, None).fresh
+    assert fresh[0] == fresh[3] == pytest.approx(2 * fresh[1], abs=1)
+    assert fresh[1] == fresh[2] > 0
+    assert fresh[4] == 0
+    assert 0.4 * sum(sizes) < sum(fresh.values()) < 0.6 * sum(sizes)
+    mapped = [Life(40 << 20, "", "aten.relu", Phase.FORWARD, 0, 1)]
+    assert run_heap(Trace(moments=moments[:2], lives=mapped), None, None).fresh[0] == pytest.approx(40 << 20, abs=1 << 16)

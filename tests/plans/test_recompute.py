@@ -232,8 +232,10 @@ def test_a_planned_peak_is_the_forecast_one_and_within_its_target(name, share):
     target = int(least + (plain - least) * share)
     lever, simulated = recompute_within(problem, target)
     found = sash.forecast(pull(work, [lever])).peak_bytes
-    assert found <= 1.001 * target  # copies of what forward writes over are not simulated; the search forecasts and aims again
-    assert found == pytest.approx(simulated, rel=0.002)  # states of generators and copies of overwritten leaves are not simulated
+    # Copies of what forward writes over, and states of generators, are not simulated; the search forecasts and aims again.
+    states = 2 * torch.get_rng_state().nbytes
+    assert found <= 1.001 * target + states
+    assert found == pytest.approx(simulated, rel=0.002, abs=states)
 
 
 @pytest.mark.parametrize("name", ["convolutions", "channels last", "attention", "recurrent", "shared", "in one dimension"])

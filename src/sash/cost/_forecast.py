@@ -92,12 +92,20 @@ def _seconds(traced: TracedStep, fresh: dict[int, int], rates: Rates | None) -> 
     if rates is None:
         return [0.0] * len(traced.trace.moments)
     page_s = rates["fresh.s_per_byte"]
-    beside = {Phase.BACKWARD: rates["backward.s"], Phase.OPTIMIZER: rates["optimizer.s"]}
-    estimates = traced.trace.estimates
-    return [
-        estimates[index].seconds + beside.get(moment.phase, rates["module.s"]) + fresh.get(index, 0) * page_s if index in estimates else 0.0
-        for index, moment in enumerate(traced.trace.moments)
-    ]
+    found = []
+    for index, moment in enumerate(traced.trace.moments):
+        one = traced.trace.estimates.get(index)
+        if one is None:
+            found.append(0.0)
+            continue
+        taken = one.seconds + fresh.get(index, 0) * page_s
+        if moment.phase is Phase.OPTIMIZER:
+            # The same few operators for each parameter: starting them again takes less than starting them in a model.
+            taken += rates["optimizer.s"] - one.start_s
+        else:
+            taken += rates["backward.s" if moment.phase is Phase.BACKWARD else "module.s"]
+        found.append(taken)
+    return found
 
 
 def _steady(traced: TracedStep) -> dict[int, Estimate]:

@@ -33,7 +33,9 @@ class Heap:
         self.peak = 0
         """The most that was held at once."""
         self.fresh = 0
-        """Bytes that the system handed over so far: their pages are made when they are first written."""
+        """Bytes that the system handed over so far in blocks of their own: their pages are made when they are first written."""
+        self.grown = 0
+        """Bytes that the heap's end grew by so far, those that it had given back included."""
         self._threshold = _LEAST_THRESHOLD
         self._top = 0
         """Where the heap's free end begins."""
@@ -57,7 +59,7 @@ class Heap:
             self._top += chunk
             if self._top > self.end:
                 before, self.end = self.end, -(-(self._top + _TOP_PAD) // _PAGE) * _PAGE
-                self.fresh += self.end - before
+                self.grown += self.end - before
         else:
             start, chunk = -1, -(-chunk // _PAGE) * _PAGE
             self.mapped += chunk

@@ -24,6 +24,8 @@ class Piece(NamedTuple):
     """Multiply-accumulates that were asked for: what the arithmetic limit counts."""
     calls: float = 1
     """Kernels started."""
+    kept: bool = False
+    """Whether the result overwrites an operand: no memory is written that was not just read."""
     threads: float = 1
     """Elements that the threads can share out; few of them are left to one."""
 

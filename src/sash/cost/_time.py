@@ -18,10 +18,7 @@ from sash.cost import _time_matrices as matrices
 from sash.cost._laws import STREAMS
 from sash.cost._piece import Piece, kind_of, tensors_of
 from sash.cost._rates import Rates
-from sash.cost._time_maps import GRAIN, map_piece
-
-_CACHED = 1 << 21
-"""Bytes that a core's cache holds."""
+from sash.cost._time_maps import GRAIN, map_pieces
 
 
 class Bound(StrEnum):
@@ -37,6 +34,8 @@ class Estimate(NamedTuple):
 
     seconds: float
     bound: Bound
+    start_s: float
+    """Of it, starting the operator."""
     limit_s: float
     """What the arithmetic that was asked for and one pass over the operands would take at this machine's best rates."""
 
@@ -49,11 +48,12 @@ def operator_seconds(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out
     call_s = rates["operator.s"]
     parts = [_parts(piece, rates) for piece in pieces(func, args, kwargs, outputs)]
     if not parts:
-        return Estimate(rates["view.s"], Bound.OVERHEAD, 0.0)
+        return Estimate(rates["view.s"], Bound.OVERHEAD, rates["view.s"], 0.0)
     overhead = call_s + sum(part[0] for part in parts)
     arithmetic, traffic = sum(part[1] for part in parts), sum(part[2] for part in parts)
     named = {Bound.ARITHMETIC: arithmetic, Bound.MEMORY: traffic, Bound.OVERHEAD: overhead}
-    return Estimate(overhead + arithmetic + traffic, max(named, key=named.__getitem__), _limit(func, args, kwargs, outputs, parts, rates))
+    limit_s = _limit(func, args, kwargs, outputs, parts, rates)
+    return Estimate(overhead + arithmetic + traffic, max(named, key=named.__getitem__), overhead, limit_s)
 
 
 def pieces(func: Any, args: Sequence[Any], kwargs: dict[str, Any], outputs: Any) -> list[Piece]:
@@ -71,38 +71,29 @@ def pieces(func: Any, args: Sequence[Any], kwargs: dict[str, Any], outputs: Any)
         return list(matrices.recurrent(func, args, kwargs, outputs))
     if name in matrices.TRANSFORMS:
         return list(matrices.transform(func, args, kwargs, outputs))
-    found = map_piece(func, args, kwargs, outputs)
-    return [] if found is None else [found]
+    return list(map_pieces(func, args, kwargs, outputs))
 
 
-def slowness(size: float, values: Mapping[str, float]) -> float:
-    """How much slower traffic is over a working set of `size` bytes than over one that a core's cache holds; at least 1."""
-    return max(1.0, bandwidth(_CACHED, values) / bandwidth(size, values))
-
-
-def bandwidth(size: float, values: Mapping[str, float]) -> float:
-    """Bytes a second over a working set of `size` bytes."""
+def bandwidth(size: float, values: Mapping[str, float], way: str = "stream") -> float:
+    """Bytes a second over a working set of `size` bytes; `way` is "kept" where the result overwrites an operand."""
     first, last = STREAMS[0], STREAMS[-1]
     for low, high in pairwise(STREAMS):
         if low <= size <= high:
             share = log(size / low) / log(high / low)
-            return values[f"stream.{low}.bytes_per_s"] ** (1 - share) * values[f"stream.{high}.bytes_per_s"] ** share
-    return values[f"stream.{first if size < first else last}.bytes_per_s"]
+            return values[f"{way}.{low}.bytes_per_s"] ** (1 - share) * values[f"{way}.{high}.bytes_per_s"] ** share
+    return values[f"{way}.{first if size < first else last}.bytes_per_s"]
 
 
 def _parts(piece: Piece, rates: Rates) -> tuple[float, float, float, float]:
     """Seconds of starting, of arithmetic, of traffic; and the multiply-accumulates that were asked for."""
     law = piece.law
     if f"{law}.s_per_byte" in rates.values:  # start, arithmetic and traffic add up
-        moved = (
-            piece.bytes * slowness(piece.bytes, rates.values) * rates[f"{law}.s_per_byte"]
-            + piece.weights * rates[f"{law}.s_per_weight_byte"]
-        )
-        return piece.calls * rates[f"{law}.call_s"], piece.work * rates[f"{law}.s_per_item"], moved, piece.macs
+        moved = piece.bytes * rates[f"{law}.s_per_byte"] + piece.weights * rates[f"{law}.s_per_weight_byte"]
+        return rates[f"{law}.start_s"] + piece.calls * rates[f"{law}.call_s"], piece.work * rates[f"{law}.s_per_item"], moved, piece.macs
     shared = piece.threads >= GRAIN
-    start = rates["region.s"] if shared else 0.0
+    start = rates[f"{law}.call_s"] + (rates["region.s"] if shared else 0.0)
     work = piece.work * rates[f"{law}.s_per_item"] * (1.0 if shared else rates.threads)
-    traffic = piece.bytes / bandwidth(piece.bytes, rates.values) if shared else 0.0
+    traffic = piece.bytes / bandwidth(piece.bytes, rates.values, "kept" if piece.kept else "stream") if shared else 0.0
     return (start, work, 0.0, piece.macs) if work > traffic else (start, 0.0, traffic, piece.macs)
 
 

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sash.cost._laws import ELEMENTWISE, ROWED
 from sash.cost._piece import Piece, bytes_of, kind_of, tensors_of
-
-ELEMENTWISE = (
-    "add", "mul", "div", "sqrt", "rsqrt", "exp", "log", "tanh", "tanh_backward", "sigmoid", "sigmoid_backward", "erf", "pow", "gelu",
-    "gelu_backward", "silu", "silu_backward", "relu", "threshold_backward", "hardtanh", "hardtanh_backward", "hardswish",
-    "hardswish_backward", "hardsigmoid", "hardsigmoid_backward", "leaky_relu", "leaky_relu_backward", "elu", "elu_backward", "addcmul",
-    "addcdiv", "lerp", "where", "gt", "bernoulli_", "softplus", "mish", "sin",
-)  # fmt: skip
-"""Elementwise operators that are measured one by one; the others go as add where they are cheap, as exp where they are not."""
 
 
 def _words(text: str) -> frozenset[str]:
@@ -35,7 +28,10 @@ _RANDOM = _words("bernoulli_ bernoulli normal_ uniform_ random_ rand randn rand_
 _ALIKE = {"sub": "add", "rsub": "add", "neg": "add", "clamp": "hardtanh", "clamp_min": "relu", "native_dropout_backward": "mul"}
 _COPIES = _words("clone copy_ _to_copy contiguous copy _reshape_copy constant_pad_nd roll repeat flip im2col col2im cat stack")
 _FILLS = _words("zero_ fill_ zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full fill arange scalar_tensor")
-_NOTHING = _words("empty empty_like new_empty empty_strided new_empty_strided detach lift_fresh alias resize_ _local_scalar_dense set_")
+_NOTHING = _words(
+    "empty empty_like new_empty empty_strided new_empty_strided detach lift_fresh alias resize_ _local_scalar_dense set_ _unsafe_view "
+    "unsafe_split unsafe_split_with_sizes unsafe_chunk"
+)
 _SUMS = frozenset(
     {"sum", "mean", "amax", "amin", "max", "min", "any", "all", "prod", "norm", "linalg_vector_norm", "argmax", "argmin", "nansum"}
 )
@@ -59,23 +55,37 @@ _SCATTERS = _words(
     "embedding_dense_backward index_put_ index_put _index_put_impl_ scatter scatter_ scatter_add scatter_add_ index_add index_add_ "
     "slice_backward select_backward"
 )
+_MEAN = 20
+"""What a mean over a window takes beside its taps, as so many of them: it divides, and finds its borders, for each output."""
 _TAPS = {"linear1d": 2, "bilinear2d": 4, "trilinear3d": 8, "bicubic2d": 16}
 
 
-def map_piece(func: Any, args: Sequence, kwargs: dict, outputs: Any) -> Piece | None:
-    """What an operator over maps does; None where it only makes a view or an empty tensor."""
+def map_pieces(func: Any, args: Sequence, kwargs: dict, outputs: Any) -> Iterator[Piece]:
+    """What an operator over maps does; nothing where it only makes a view or an empty tensor."""
     name = func.overloadpacket.__name__
     if name in _NOTHING or is_view(func):
-        return None
+        return
     inputs, results = list(tensors_of((args, kwargs))), list(tensors_of(outputs))
     if not results and not inputs:
-        return None
+        return
     main = max((*inputs, *results), key=lambda tensor: tensor.numel())
-    moved = sum(bytes_of(tensor) for tensor in (*inputs, *results))
+    kept = bool(func._schema.returns) and all(value.alias_info is not None and value.alias_info.is_write for value in func._schema.returns)
+    moved = sum(bytes_of(tensor) for tensor in (inputs if kept else (*inputs, *results)))
     # The vendor's vector functions start the threads for a few elements already (torch 2.13 with MKL: from 65 to 384 of them on).
     eager = name.removesuffix("_") in _VECTOR and main.dtype in (torch.float32, torch.float64) and main.numel() >= 128
     threads = max(main.numel(), GRAIN) if eager else main.numel()
-    return Piece(f"{_law(func, name, args, inputs, results)}.{_kind(main)}", _work(name, args, main, results), moved, threads=threads)
+    law = _law(func, name, args, inputs, results)
+    rows = _rows(name, args, inputs) if law in ROWED else 1
+    yield Piece(f"{law}.{_kind(main)}", _work(name, args, main, results), moved, calls=rows, kept=kept, threads=threads)
+    if law in ROWED or law.startswith("group_norm"):
+        # These kernels go along memory, and copy what lies otherwise.
+        for tensor in inputs:
+            if tensor.numel() == main.numel() and tensor.dim() > 1 and _order(tensor) != tuple(sorted(_order(tensor))):
+                yield Piece(f"copy.permuted.{_kind(main)}", main.numel(), 2 * bytes_of(tensor), threads=main.numel())
+    if name == "_safe_softmax":
+        # It looks for rows that are masked as a whole: compared, and the result chosen anew.
+        yield Piece(f"elementwise.gt.{_kind(main)}", main.numel(), main.numel() + bytes_of(main), threads=main.numel())
+        yield Piece(f"elementwise.where.{_kind(main)}", main.numel(), 2 * bytes_of(main), threads=main.numel())
 
 
 def is_view(func: Any) -> bool:
@@ -125,6 +135,8 @@ def _law(func: Any, name: str, args: Sequence, inputs: list[Tensor], results: li
     if name.startswith("cum") or name in ("sort", "topk", "median", "kthvalue"):
         return "scan"
     bare = name.removesuffix("_")
+    if bare == "pow" and len(args) > 1 and isinstance(args[1], (int, float)) and args[1] in (0.5, 2, 3):
+        bare = "sqrt" if args[1] == 0.5 else "mul"
     bare = _ALIKE.get(bare, bare)
     if bare not in ELEMENTWISE:
         bare = "exp" if bare in _STEEP else "add"
@@ -136,7 +148,7 @@ def _law(func: Any, name: str, args: Sequence, inputs: list[Tensor], results: li
 def _work(name: str, args: Sequence, main: Tensor, results: list[Tensor]) -> float:
     if "pool" in name and "adaptive" not in name and results and "backward" not in name:
         taps = prod(args[1]) if len(args[1]) > 1 else args[1][0] ** max(results[0].dim() - 2, 1)
-        return results[0].numel() * taps
+        return results[0].numel() * (taps if "max" in name else taps + _MEAN)
     for kind, taps in _TAPS.items():
         if kind in name:
             places = results[0].numel() if "backward" not in name else args[0].numel()
@@ -148,6 +160,15 @@ def _work(name: str, args: Sequence, main: Tensor, results: list[Tensor]) -> flo
     if name in ("sort", "topk", "median", "kthvalue"):
         return 8 * main.numel()
     return main.numel()
+
+
+def _rows(name: str, args: Sequence, inputs: list[Tensor]) -> int:
+    source = inputs[0]
+    if name.startswith("native_layer_norm"):
+        return source.numel() // max(prod(args[1] if name == "native_layer_norm" else args[2]), 1)
+    axes = args[2] if name in _SOFTMAX and "backward" in name else args[1] if len(args) > 1 else None
+    axes = [axes] if isinstance(axes, int) else axes if isinstance(axes, (list, tuple)) else []
+    return source.numel() // max(prod(source.shape[axis] for axis in axes), 1) if axes and source.dim() else 1
 
 
 def _layout(tensor: Tensor) -> str:
