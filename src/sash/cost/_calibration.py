@@ -26,7 +26,7 @@ from sash.cost._probes import Probe, groups, probe
 from sash.cost._time import pieces
 from sash.cost._time_maps import GRAIN
 
-_SWEEPS, _ROUNDS = 3, 3
+_SWEEPS, _ROUNDS = 2, 4
 """Through all probes, and in each sweep through those of a group: what else the machine does comes and goes within seconds."""
 _ENOUGH_S = 6.0
 """No sweep begins later than this: the machine is busy, and another one would not better what was seen."""
