@@ -21,6 +21,8 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "show_signature": False,
     "plot_gallery": "True",
+    # What a page shows it prints: the legend that a cell ends with is no answer.
+    "capture_repr": (),
     # A page that raises fails the build: its answer would be missing.
     "abort_on_example_error": False,
     "only_warn_on_example_error": False,

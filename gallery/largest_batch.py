@@ -78,17 +78,16 @@ over = int(found.measurement.peak_bytes > budget)
 print(f"{'sash.largest':<22}{found.size:>6}{1:>6}{over:>15}{found.peak_bytes / budget:>15.0%}")
 
 # %%
-# That is the best case of such a finder. Reports of the one in Lightning tell of others (numbers of its issues): it found a batch, and
-# training with it then ran out of memory, as what the trials had left was still held (#8028) or the last trial was too close to the edge
-# (#9625, #20231); it ran training steps for the first size only and judged the others by validation steps, which save nothing for backward
-# (#13851); and where nothing ran out of memory it went on doubling, to a batch of 67,108,864 (#3259). A forecast knows the step that it is
-# about, and a budget is a number of bytes and not whatever happens to be free at the time.
+# That is the best case of such a finder. Reports of the one in Lightning tell of others (numbers of its issues). Training with the batch
+# that it had found ran out of memory (#8028, where the same batch ran when it was set by hand; #9625; #20231). It ran training steps for
+# the first size only, and judged the larger ones by validation steps, which save nothing for backward (#13851). It ended at a batch of
+# 67,108,864 (#3259). A forecast knows the step that it is about, and a budget is a number of bytes and not whatever happens to be free.
 
 # %%
 # With a plan
 # -----------
-# A larger batch needs another way to run the step. `sash.fit` plans it for twice and for three times the batch, or refuses before anything
-# runs, with the least that it would take.
+# A larger batch needs another way to run the step. ``sash.fit`` plans it for twice and for three times the batch, or refuses before
+# anything runs, with the least that it would take.
 
 plan = None
 for times in (2, 3):

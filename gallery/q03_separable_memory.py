@@ -65,7 +65,7 @@ for name, figure, show in (
 # Where the difference comes from, in sash's own words. Nothing has run yet: these are forecasts.
 
 for reason in compare(forecast["plain"], forecast["separable"]):
-    print(fill(reason.text, 110, initial_indent="* ", subsequent_indent="  "))
+    print(fill(reason.text, 80, initial_indent="* ", subsequent_indent="  "))
 
 # %%
 # A budget, and what keeps it
@@ -73,7 +73,7 @@ for reason in compare(forecast["plain"], forecast["separable"]):
 # What grew is the map between the depthwise and the pointwise convolution. Nothing of it is needed later that could not be computed from
 # the input again: the two can run as one operator, over a band of rows at a time, forward and backward.
 #
-# `sash.fit` finds such pairs by itself where a budget asks for it. Here the budget is 60 % of what the separable net needs.
+# ``sash.fit`` finds such pairs by itself where a budget asks for it. Here the budget is 60 % of what the separable net needs.
 
 budget = forecast["separable"].peak_bytes * 6 // 10
 plan = sash.fit(work["separable"], budget)
@@ -112,7 +112,7 @@ measured = {kind: sash.measure(one) for kind, one in work.items()}
 
 made_on = measured["plain"].environment
 print(f"torch {made_on.torch}, Python {made_on.python}, {made_on.threads} threads, {made_on.machine}\n")
-print(f"{'':<30}" + "".join(f"{kind:>12}" for kind in work))
+print(f"{'':<28}" + "".join(f"{kind:>10}" for kind in work))
 for name, cells in {
     "parameters": [format_count(forecast[kind].params) for kind in work],
     "saved for backward, at most": [format_bytes(most_saved(forecast[kind])) for kind in work],
@@ -122,7 +122,7 @@ for name, cells in {
     "time of a step, forecast": [f"{forecast[kind].wall_s:.2f} s" for kind in work],
     "time of a step, measured": [f"{measured[kind].wall_s:.2f} s" for kind in work],
 }.items():
-    print(f"{name:<30}" + "".join(f"{cell:>12}" for cell in cells))
+    print(f"{name:<28}" + "".join(f"{cell:>10}" for cell in cells))
 
 # %%
 # Over time
@@ -189,7 +189,7 @@ for kind in kinds:
 
 print()
 for reason in compare(forecast["separable"], forecast["fused"]):
-    print(fill(reason.text, 110, initial_indent="* ", subsequent_indent="  "))
+    print(fill(reason.text, 80, initial_indent="* ", subsequent_indent="  "))
 
 # %%
 # Which net needs less depends on the picture
@@ -217,7 +217,7 @@ axis.legend()
 
 
 def told(text: str) -> None:
-    print(fill(text, 100), end="\n\n")
+    print(fill(text, 80), end="\n\n")
 
 
 def list_of(found: list[int]) -> str:
