@@ -16,7 +16,7 @@ where no plan reaches that, the least that one does, which the row says. Each qu
     times     the planned and the plain step in one process, in turn, with two threads
     rivals    torch.utils.checkpoint around every block; torch.compile with its budget for activations
 
-An interrupted run continues where it stopped, as long as sash's planner and forecaster and this bench are unchanged. Rows of several calls
+An interrupted run continues where it stopped, as far as the code that the part's answers depend on is unchanged. Rows of several calls
 come together: --part and --only leave the others' rows in place, and fit.json is written whenever every row of every model is there.
 """
 
@@ -47,8 +47,14 @@ WITH_BITS = {"exact": (0, 4, 8), "all": (0, 3)}
 """Of those, the ones whose results are compared as well."""
 LIMIT_S = {"budgets": 1800, "times": 400, "rivals": 150}
 """Seconds for one answer."""
-ANSWERING = ("_fit_models", "_fit_probe", "_fit_bits", "_fit_times", "_fit_rivals", "_models", "_workloads", "_step", "_truth")
-"""Files of this bench that an answer depends on; what sums up and prints is not among them."""
+ASKING = ("_fit_models", "_fit_probe", "_fit_bits", "_fit_times", "_models", "_workloads", "_step", "_truth")
+PLANNING = ("plans/*.py", "cost/*.py", "ops/*.py", "models/*.py")
+ANSWERING = {
+    "budgets": (ASKING, PLANNING),
+    "times": (ASKING, PLANNING),
+    "rivals": ((*ASKING, "_fit_rivals"), ("models/*.py", "cost/_measure.py", "cost/_child.py")),
+}
+"""Files of this bench and of sash that a part's answers depend on; what sums up and prints is not among them."""
 
 
 def questions(part: str, free: dict[str, Any], budgets: int) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -85,11 +91,11 @@ def ask(limit_s: int, *words: str) -> dict[str, Any]:
     return {**json.loads(answers[-1]), **({"broken_off": failed} if failed else {})}
 
 
-def code_digest() -> str:
-    """Of everything that an answer depends on."""
-    source = BENCH.parent / "src" / "sash"
-    files = [BENCH / f"{name}.py" for name in ANSWERING]
-    files += [path for folder in ("plans", "cost", "ops", "models") for path in (source / folder).glob("*.py")]
+def code_digest(part: str) -> str:
+    """Of everything that a part's answers depend on."""
+    asking, patterns = ANSWERING[part]
+    files = [BENCH / f"{name}.py" for name in asking]
+    files += [path for pattern in patterns for path in (BENCH.parent / "src" / "sash").glob(pattern)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
 
 
@@ -137,8 +143,12 @@ def missing(rows: Rows, names: list[str]) -> int:
 def read(path: Path, key: dict[str, Any]) -> Rows:
     """Rows that are there already, of the same code on the same machine; what failed is asked again, but for the rivals'."""
     found = json.loads(path.read_text()) if path.exists() else {}
-    kept = found.get("rows", {}) if found.get("key") == key else {}
-    return {name: answer for name, answer in kept.items() if "error_text" not in answer or "/rivals/" in name}
+    kept = found.get("key", {})
+    if {**kept, "code": None} != {**key, "code": None}:
+        return {}
+    same = {part for part in PARTS if kept["code"][part] == key["code"][part]}
+    rows = {name: answer for name, answer in found["rows"].items() if name.split("/")[1] in same}
+    return {name: answer for name, answer in rows.items() if "error_text" not in answer or "/rivals/" in name}
 
 
 def show(rows: Rows, made_on: dict[str, Any]) -> None:
@@ -166,7 +176,7 @@ def main() -> None:
     names = asked.only or (list(QUICK) if asked.quick else list(FITTED))
     parts = asked.part or list(PARTS)
     made_on = setting()
-    key = {**made_on, "code": code_digest()}
+    key = {**made_on, "code": {part: code_digest(part) for part in PARTS}}
     rows: Rows = {} if asked.quick else read(PARTIAL, key) or read(RESULT, key)
 
     def keep() -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sash.cost import Forecast, Measurement, Workload, forecast, map_tensors, measure, trace_step
 from sash.errors import DoesNotFit, InputError, MeasureError, ModelError
 from sash.plans._grow import VARIES, Growth, growths
+from sash.plans._headroom import needed, usable
 from sash.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Largest:
     next_size: int
     """One step more."""
     next_peak_bytes: int | None
-    """Its forecast, over the budget; None where the model does not take that size."""
+    """Its forecast, over the budget or within less than 0.1 % of it; None where the model does not take that size."""
     limit: str
     """Why the model does not take the next size, where it is that and not the budget; else empty."""
     forecasts: int
@@ -97,7 +98,7 @@ class Largest:
 
 
 def largest(work: Workload, budget: str | int, vary: str = "batch", *, prove: bool = True) -> Largest:
-    """The largest batch, side or length whose forecast peak is within the budget ("6 GiB", or bytes).
+    """The largest batch, side or length whose forecast peak is within the budget ("6 GiB", or bytes), 0.1 % of it kept free as by `fit`.
 
     The size is searched by forecasts alone; what is found is then run once, in a process of its own (`prove`), and its measured peak
     stands in `measurement`, also where it is over the budget (`kept` is False then).
@@ -150,6 +151,7 @@ class _Hunt:
     def __init__(self, work: Workload, budget: int, meanings: list[Growth]) -> None:
         self.work = work
         self.budget = budget
+        self.aim = usable(budget)
         self.meanings = meanings
         self.growth = meanings[0]
         self.step = 1
@@ -165,13 +167,13 @@ class _Hunt:
     @property
     def low(self) -> int | None:
         """The largest size known to fit."""
-        return max((size for size, one in self.found.items() if one.peak_bytes <= self.budget), default=None)
+        return max((size for size, one in self.found.items() if one.peak_bytes <= self.aim), default=None)
 
     @property
     def high(self) -> int | None:
         """The smallest known not to fit, above every one that does."""
         above = self.low or 0
-        return min((size for size, one in self.found.items() if size > above and one.peak_bytes > self.budget), default=None)
+        return min((size for size, one in self.found.items() if size > above and one.peak_bytes > self.aim), default=None)
 
     def run(self) -> None:
         """Look until the largest is known. Raises `DoesNotFit` where none fits."""
@@ -238,8 +240,8 @@ class _Hunt:
                 raise DoesNotFit(
                     f"{least.name} peaks at {format_bytes(least.peak_bytes)} ({least.peak_bytes} bytes) with {self.growth.word} {high}, "
                     f"the least that it takes; {format_bytes(least.static_bytes)} of it are there before the step starts. "
-                    f"The budget is {format_bytes(self.budget)}.",
-                    least.peak_bytes,
+                    f"The budget is {format_bytes(self.budget)}; the least that can be kept is {needed(least.peak_bytes)} bytes.",
+                    needed(least.peak_bytes),
                 )
             return self._between(bottom, high)
         top = min((size for size in (high, *self.refused) if size is not None and size > low), default=None)
@@ -256,7 +258,7 @@ class _Hunt:
 
     def _slow(self, width: int) -> bool:
         """Whether the last two sizes neither halved what is left to look at nor came much nearer to the budget."""
-        self.turns.append((width, min(abs(one.peak_bytes - self.budget) for one in self.found.values())))
+        self.turns.append((width, min(abs(one.peak_bytes - self.aim) for one in self.found.values())))
         if len(self.turns) < 3:
             return False
         before = self.turns[-3]
@@ -268,7 +270,7 @@ class _Hunt:
     def _aim(self) -> int:
         """Where the peak meets the budget, if it grows evenly with the size to the power of the dimensions that vary."""
         power = self.growth.power
-        known = sorted(self.found.items(), key=lambda item: abs(item[1].peak_bytes - self.budget))
+        known = sorted(self.found.items(), key=lambda item: abs(item[1].peak_bytes - self.aim))
         size, near = known[0]
         if len(known) > 1 and known[1][1].peak_bytes != near.peak_bytes:
             other, peak = known[1][0] ** power, known[1][1].peak_bytes
@@ -276,8 +278,8 @@ class _Hunt:
             other, peak = 0, near.static_bytes
         slope = (near.peak_bytes - peak) / (size**power - other)
         if slope <= 0:
-            return LARGEST_SIZE if near.peak_bytes <= self.budget else 1
-        aim = size**power + (self.budget - near.peak_bytes) / slope
+            return LARGEST_SIZE if near.peak_bytes <= self.aim else 1
+        aim = size**power + (self.aim - near.peak_bytes) / slope
         return max(int(max(aim, 0) ** (1 / power) + 1e-6), 1)
 
     def _on_grid(self, size: int) -> int:
