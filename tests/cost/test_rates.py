@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 
 from sash.cli import app
 from sash.cost import Rates, _calibration, _rates, calibrate, forecast, forget_rates, rates_path, read_rates, stored_rates
-from sash.cost._laws import NAMES
+from sash.cost._laws import NAMES, STREAMS
 from sash.cost._piece import Piece
 from sash.cost._probes import probe
+from sash.cost._time import slowness
 from sash.cost._workload import Workload
 from sash.errors import InputError, MeasureError
 
@@ -58,6 +59,10 @@ def test_a_calibration_finds_every_rate_in_a_process_of_its_own(cache):
     assert [path.name for path in rates_path().parent.iterdir() if path.suffix == ".part"] == []
 
 
+EVEN = {f"stream.{size}.bytes_per_s": 5e10 for size in STREAMS}
+"""Memory as fast as the caches."""
+
+
 def test_the_parts_of_a_law_are_found_again_in_what_its_probes_took():
     sizes = [(1, 1e6, 1e5, 1e4), (4, 1e5, 1e7, 1e3), (2, 5e7, 1e6, 1e5), (1, 1e7, 3e6, 1e7), (8, 1e8, 2e7, 0), (16, 1e6, 1e6, 1e6)]
     items = {"first": 2e-11, "second": 5e-12}
@@ -71,11 +76,30 @@ def test_the_parts_of_a_law_are_found_again_in_what_its_probes_took():
         ]
         for law in items
     }
-    found = _calibration._summed(seen, {"operator.s": 1e-6})
+    found = _calibration._summed(seen, {"operator.s": 1e-6, **EVEN})
     shared = {"start_s": 5e-5, "call_s": 2e-6, "s_per_byte": 4e-11, "s_per_weight_byte": 1e-10}
     for law, item in items.items():
         parts = {**shared, "s_per_item": item}
         assert {part: found[f"{law}.{part}"] for part in parts} == pytest.approx(parts, rel=1e-6)
+
+
+def test_no_law_computes_faster_than_the_fastest_probe():
+    pieces = [Piece("law.f32", macs, 1e3, 0, macs) for macs in (1e6, 1e7, 1e8)]
+    seen = {"law.f32": [(piece, 2e-6 + piece.work / 4e11) for piece in pieces]}
+    found = _calibration._summed(seen, {"operator.s": 1e-6, "best.f32.macs_per_s": 2e11, **EVEN})
+    assert found["law.f32.s_per_item"] == pytest.approx(5e-12)
+
+
+def test_a_byte_takes_longer_where_no_cache_holds_the_map():
+    fast, slow = 5e10, 2e10
+    streams = {f"stream.{size}.bytes_per_s": fast if size < 1 << 25 else slow for size in STREAMS}
+    sizes = [(1e6, 1e5), (1e7, 1e6), (4e7, 1e5), (1e8, 1e6), (2e5, 1e7), (4e7, 1e8)]
+    pieces = [Piece("law", work, moved) for moved, work in sizes]
+    seen = {"law": [(one, 2e-6 + 4e-11 * one.bytes * slowness(one.bytes, streams) + 1e-11 * one.work) for one in pieces]}
+    found = _calibration._summed(seen, {"operator.s": 1e-6, **streams})
+    assert (found["law.s_per_byte"], found["law.s_per_item"]) == pytest.approx((4e-11, 1e-11), rel=1e-6)
+    assert slowness(1e6, streams) == pytest.approx(1)
+    assert slowness(1e9, streams) == pytest.approx(2.5)
 
 
 def test_the_start_of_a_map_is_what_its_smallest_probe_takes():
@@ -109,8 +133,9 @@ def test_the_printed_rates_have_a_line_and_a_unit_each(made_up):
     head, *lines = str(made_up).splitlines()
     assert head == "a made-up machine, torch 2.13.0, 2 threads; measured in 5.0 s"
     assert len(lines) == len(NAMES)
-    assert any(line.split() == ["operator.s", "1.50", "µs"] for line in lines)
-    assert any(line.split() == ["best.f32.macs_per_s", "200.00", "GMAC/s"] for line in lines)
+    assert any(line.split() == ["operator.s", "1.5", "µs"] for line in lines)
+    assert any(line.split() == ["best.f32.macs_per_s", "200", "GMAC/s"] for line in lines)
+    assert any(line.split() == ["elementwise.add.f32.s_per_item", "0.05", "ns/item"] for line in lines)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema": "sash.rates/0"}', "\0", "[" * 100_000])

@@ -209,12 +209,15 @@ def _measured() -> Rates:
 _UNITS = (
     ("macs_per_s", 1e9, "GMAC/s"),
     ("bytes_per_s", 1e9, "GB/s"),
-    ("items_per_s", 1e9, "G/s"),
     ("s_per_byte", 1e-9, "ns/byte"),
+    ("s_per_weight_byte", 1e-9, "ns/byte"),
+    ("s_per_item", 1e-9, "ns/item"),
     ("s", 1e-6, "µs"),
+    ("call_s", 1e-6, "µs"),
+    ("start_s", 1e-6, "µs"),
 )
 
 
 def _written(name: str, value: float) -> str:
-    scale, unit = next(((scale, unit) for ending, scale, unit in _UNITS if name.rsplit(".", 1)[-1] == ending), (1.0, ""))
-    return f"{value / scale:10.2f} {unit}"
+    scale, unit = next((scale, unit) for ending, scale, unit in _UNITS if name.rsplit(".", 1)[-1] == ending)
+    return f"{value / scale:10.4g} {unit}"

@@ -84,11 +84,18 @@ def bandwidth(size: float, values: Mapping[str, float], way: str = "stream") -> 
     return values[f"{way}.{first if size < first else last}.bytes_per_s"]
 
 
+def slowness(size: float, values: Mapping[str, float]) -> float:
+    """How much longer a byte takes in a working set of `size` bytes than in one that the caches hold."""
+    fastest = max(STREAMS, key=lambda stream: values[f"stream.{stream}.bytes_per_s"])
+    return bandwidth(fastest, values) / bandwidth(max(size, fastest), values)
+
+
 def _parts(piece: Piece, rates: Rates) -> tuple[float, float, float, float]:
     """Seconds of starting, of arithmetic, of traffic; and the multiply-accumulates that were asked for."""
     law = piece.law
     if f"{law}.s_per_byte" in rates.values:  # start, arithmetic and traffic add up
-        moved = piece.bytes * rates[f"{law}.s_per_byte"] + piece.weights * rates[f"{law}.s_per_weight_byte"]
+        moved = piece.bytes * slowness(piece.bytes, rates.values) * rates[f"{law}.s_per_byte"]
+        moved += piece.weights * rates[f"{law}.s_per_weight_byte"]
         return rates[f"{law}.start_s"] + piece.calls * rates[f"{law}.call_s"], piece.work * rates[f"{law}.s_per_item"], moved, piece.macs
     shared = piece.threads >= GRAIN
     start = rates[f"{law}.call_s"] + (rates["region.s"] if shared else 0.0)

@@ -168,7 +168,12 @@ def _rows(name: str, args: Sequence, inputs: list[Tensor]) -> int:
         return source.numel() // max(prod(args[1] if name == "native_layer_norm" else args[2]), 1)
     axes = args[2] if name in _SOFTMAX and "backward" in name else args[1] if len(args) > 1 else None
     axes = [axes] if isinstance(axes, int) else axes if isinstance(axes, (list, tuple)) else []
-    return source.numel() // max(prod(source.shape[axis] for axis in axes), 1) if axes and source.dim() else 1
+    if not axes or not source.dim():
+        return 1
+    if name in _SOFTMAX and axes[0] % source.dim() != source.dim() - 1:
+        # Along an outer axis whole planes are gone through at once.
+        return prod(source.shape[: axes[0] % source.dim()])
+    return source.numel() // max(prod(source.shape[axis] for axis in axes), 1)
 
 
 def _layout(tensor: Tensor) -> str:

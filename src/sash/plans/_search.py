@@ -28,8 +28,7 @@ ALLOWABLE = ("microbatch", "offload", "precision")
 SLOWER = 1.02
 """A lever that lowers the peak is taken as free where the step is forecast to take at most this share of its time."""
 FASTER = 0.97
-"""A lever that shortens the step to this share is taken even if the peak rises by `LARGER`."""
-LARGER = 1.05
+"""A lever that shortens the step to this share or less is taken even if the peak rises, by no larger a share than is won of the time."""
 TRIES = 4
 """Schedules tried for one budget: each aims lower by what the last one's forecast was over."""
 WORTH_COMPARING = 0.0
@@ -273,7 +272,7 @@ class _Search:
 def _better(tried: _Candidate, base: _Candidate) -> bool:
     seconds, before = tried.forecast.wall_s, base.forecast.wall_s
     lower = tried.peak < 0.995 * base.peak and seconds <= SLOWER * before
-    return lower or (before > 0 and seconds <= FASTER * before and tried.peak <= LARGER * base.peak)
+    return lower or (before > 0 and seconds <= FASTER * before and tried.peak / base.peak <= 2 - seconds / before)
 
 
 def _extra(candidate: _Candidate, base: _Candidate) -> float:
