@@ -4,6 +4,7 @@
     python bench/fit.py --quick                 three models, three budgets; prints only
     python bench/fit.py --only NAME             one model (may be repeated)
     python bench/fit.py --part budgets          peaks and results, which no load disturbs; or times, or rivals (may be repeated)
+    python bench/fit.py --jobs 2                so many answers about peaks and results at once; times and rivals one by one all the same
     python bench/fit.py --summary               the tables of what is there already
 
 Every model takes a training step. `activations` are the bytes alive at the plain step's forecast peak that are neither there before the
@@ -30,6 +31,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -106,29 +108,35 @@ def setting() -> dict[str, Any]:
     return {**versions(), "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", ""), "device": "CPU; not measured on a GPU"}
 
 
-def run(names: Sequence[str], parts: Sequence[str], budgets: int, rows: Rows, keep: Callable[[], None]) -> None:
-    """Every answer that is not there yet, kept as it comes."""
+def run(names: Sequence[str], parts: Sequence[str], budgets: int, rows: Rows, jobs: int, keep: Callable[[], None]) -> None:
+    """Every answer that is not there yet, kept as it comes; of peaks and results, which no load disturbs, several at once."""
     if "times" in parts and not any("/times/" in key for key in rows):
         print(f"calibrated: {ask(LIMIT_S['times'], 'calibrated')}", file=sys.stderr, flush=True)
     for part in parts:
+        at_once = jobs if part == "budgets" else 1
+        if part != "times":
+            _answer({f"{name}/budgets/free": ("free", name) for name in names}, LIMIT_S["budgets"], at_once, rows, keep)
+        wanted = {
+            f"{name}/{part}/{question}": (words[0], name, *words[1:])
+            for name in names
+            for question, words in questions(part, rows.get(f"{name}/budgets/free", {}), budgets)
+        }
         # Results of every model before more peaks of one: what is wrong shows early.
         for first in (True, False):
-            for name in names:
-                if part != "times" and f"{name}/budgets/free" not in rows:
-                    _answer(rows, f"{name}/budgets/free", LIMIT_S["budgets"], ("free", name))
-                    keep()
-                for question, words in questions(part, rows.get(f"{name}/budgets/free", {}), budgets):
-                    key = f"{name}/{part}/{question}"
-                    if key not in rows and first == (words[-1] == "bits"):
-                        _answer(rows, key, LIMIT_S[part], (words[0], name, *words[1:]))
-                        keep()
+            some = {key: words for key, words in wanted.items() if first == (words[-1] == "bits")}
+            _answer(some, LIMIT_S[part], at_once, rows, keep)
 
 
-def _answer(rows: Rows, key: str, limit_s: int, words: tuple[str, ...]) -> None:
-    print(key, file=sys.stderr, end=" ", flush=True)
-    started = time.perf_counter()
-    rows[key] = ask(limit_s, *words)
-    print(f"{time.perf_counter() - started:.0f} s {rows[key].get('error_text', '')}", file=sys.stderr, flush=True)
+def _answer(wanted: dict[str, tuple[str, ...]], limit_s: int, at_once: int, rows: Rows, keep: Callable[[], None]) -> None:
+    def one(key: str) -> tuple[str, dict[str, Any], float]:
+        started = time.perf_counter()
+        return key, ask(limit_s, *wanted[key]), time.perf_counter() - started
+
+    with ThreadPool(at_once) as pool:
+        for key, answer, seconds in pool.imap_unordered(one, [key for key in wanted if key not in rows]):
+            rows[key] = answer
+            keep()
+            print(f"{key} {seconds:.0f} s {answer.get('error_text', '')}", file=sys.stderr, flush=True)
 
 
 def missing(rows: Rows, names: list[str]) -> int:
@@ -163,6 +171,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", metavar="NAME", help="this model")
     parser.add_argument("--quick", action="store_true", help="three models, three budgets; keeps nothing")
     parser.add_argument("--part", action="append", choices=PARTS, help="this part")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="so many answers about peaks and results at once")
     parser.add_argument("--summary", action="store_true", help="ask nothing; print what is there")
     asked = parser.parse_args()
     if asked.summary:
@@ -187,7 +196,7 @@ def main() -> None:
             fresh.replace(PARTIAL)
 
     began = time.perf_counter()
-    run(names, parts, 3 if asked.quick else BUDGETS, rows, keep)
+    run(names, parts, 3 if asked.quick else BUDGETS, rows, asked.jobs, keep)
     show(rows, made_on)
     print(f"{(time.perf_counter() - began) / 60:.1f} minutes", file=sys.stderr)
     if not asked.quick and not missing(rows, list(FITTED)):

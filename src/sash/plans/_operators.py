@@ -94,6 +94,13 @@ def updated(func: Any, args: tuple) -> list[Tensor]:
     return [args[1]] if func.overloadpacket.__name__.startswith("rrelu_with_noise") else []
 
 
+@cache
+def is_pure(func: Any) -> bool:
+    """Whether no call of the operator changes any of its arguments."""
+    name = func.overloadpacket.__name__
+    return not written_places(func) and name not in _WRITES_UNSAID and func is not aten.native_batch_norm.default
+
+
 def without_updates(func: Any, args: tuple) -> tuple:
     """The arguments for a second run: a batch norm in training shall not update its running statistics again."""
     if func is aten.native_batch_norm.default and args[5]:

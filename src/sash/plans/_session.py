@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,6 +24,7 @@ from sash.plans._operators import (
     LOOKS,
     copied,
     is_plain,
+    is_pure,
     is_random,
     is_replayable,
     outputs_of,
@@ -100,11 +101,14 @@ class Session(TorchDispatchMode):
             return func(*args, **kwargs)
         state = self._counts.get(func)
         if state is None:
-            state = self._counts[func] = [0, self._marks.get(str(func))]
-        nth, marked = state
+            state = self._counts[func] = [0, self._marks.get(str(func)), is_pure(func)]
+        nth, marked, pure = state
         state[0] = nth + 1
-        marks = marked.get(nth) if marked is not None else None
-        return self._noted(func, args, kwargs, marks or NONE)
+        marks = NONE if marked is None else marked.get(nth, NONE)
+        if pure and marks is NONE:
+            self._number += 1
+            return func(*args, **kwargs)
+        return self._noted(func, args, kwargs, marks)
 
     def _noted(self, func: Any, args: tuple, kwargs: dict, marks: Marks) -> Any:
         self._number += 1
@@ -179,9 +183,9 @@ class Session(TorchDispatchMode):
         return forget
 
     def _pack(self, tensor: Tensor) -> Any:
-        value = self._now.get(tensor.untyped_storage()._cdata) if is_plain(tensor) else None
-        if value is None or value not in self._dropped:
-            return _Held(tensor.detach(), tensor._version)
+        value = self._now.get(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else None
+        if value is None or value not in self._dropped or not is_plain(tensor):
+            return _Held(_bare(tensor), tensor._version)
         if value.handles == 0:
             value.sources = sources(value)
             for source in value.sources:
@@ -218,6 +222,17 @@ class Session(TorchDispatchMode):
             # In forward others may still come to need it.
             if source.waiting == 0 and not self._running:
                 source.held = None
+
+
+def _bare(tensor: Tensor) -> Tensor:
+    """The tensor without the graph that made it, past all modes where it is an ordinary one: no other call is made as often."""
+    kind = type(tensor)
+    if kind is nn.Parameter:
+        return tensor  # none made it
+    if kind is not Tensor:
+        return tensor.detach()
+    with torch._C._DisableTorchDispatch():
+        return tensor.detach()
 
 
 def _alias(output: Tensor) -> Tensor:
