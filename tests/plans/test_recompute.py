@@ -7,12 +7,14 @@ import random
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import sash
 from sash.cost import calibrate
 from sash.plans._graph import record
 from sash.plans._lever import pull, shared_copy
+from sash.plans._operators import call_again, note_bytes, notes
 from sash.plans._recompute import Recompute, as_lever, least_recompute, recompute_within
 from sash.plans._schedule import Problem
 from sash.plans._session import Marks, Session
@@ -329,3 +331,57 @@ def test_an_empty_schedule_marks_nothing():
     problem = problem_of(workload("attention"))
     plain = problem.everything()
     assert as_lever(plain, Simulation(problem, plain)) == Recompute((), 0, 0.0)
+
+
+DRAWS = {
+    "flat": lambda: torch.empty(64),
+    "channels last": lambda: torch.empty(2, 8, 3, 5).contiguous(memory_format=torch.channels_last),
+    "permuted": lambda: torch.empty(4, 6, 8).permute(2, 0, 1),
+    "a part from the middle": lambda: torch.empty(5, 16)[2:4],
+    "bfloat16": lambda: torch.empty(3, 8, dtype=torch.bfloat16),
+    "double": lambda: torch.empty(8, 3, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_draw_comes_back_from_its_bits(name):
+    draw = torch.ops.aten.bernoulli_.float
+    drawn = DRAWS[name]().bernoulli_(0.3)
+    (bits,) = notes(draw, (drawn, 0.3), drawn)
+    assert bits.nbytes == note_bytes(draw, (drawn, 0.3)) == drawn.numel() // 8
+    other = torch.full_like(drawn, torch.nan)
+    assert other.stride() == drawn.stride()
+    state = torch.get_rng_state()
+    again = call_again(draw, (other, 0.3), {}, (bits,))
+    assert torch.equal(again, drawn)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_has_no_whole_bytes_of_bits_or_gaps_is_drawn_again():
+    draw = torch.ops.aten.bernoulli_.float
+    for noise in (torch.empty(7), torch.empty(8, 16)[:, :8]):
+        assert note_bytes(draw, (noise, 0.3)) == 0
+        assert notes(draw, (noise, 0.3), noise) is None
+    assert note_bytes(torch.ops.aten.normal_.default, (torch.empty(8),)) == 0
+
+
+class Draws(TorchDispatchMode):
+    """Counts them."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten.bernoulli_.float
+        return func(*args, **(kwargs or {}))
+
+
+def test_dropout_that_is_dropped_draws_once():
+    model = nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Dropout(0.4), nn.Linear(64, 64), nn.Dropout(0.4), nn.Linear(64, 2))
+    lever = least_recompute(problem_of(sash.Workload(model, torch.randn(8, 16), train=True)))[0]
+    assert any("bernoulli_" in row[0] and row[4] for row in lever.calls)
+    planned = lever.on_model(model)
+    with Draws() as draws:
+        planned(torch.randn(8, 16)).sum().backward()
+    assert draws.count == 2

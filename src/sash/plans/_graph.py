@@ -13,7 +13,17 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from sash.cost import Category, Rates, Tracer, Workload, looking, operator_seconds, trace_step
-from sash.plans._operators import IN_PLACE, LOOKS, is_replayable, outputs_of, share_again, tensors_in_call, without_updates, written
+from sash.plans._operators import (
+    IN_PLACE,
+    LOOKS,
+    is_replayable,
+    note_bytes,
+    outputs_of,
+    share_again,
+    tensors_in_call,
+    without_updates,
+    written,
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -40,8 +50,15 @@ class Node:
     """Of `reads`, those that it writes over."""
     in_place: bool = False
     """Whether a second run may write over its only input, where nothing else reads that."""
+    note_bytes: int = 0
+    """What has to be noted of its results for a second run."""
     leaves: tuple[int, ...] = ()
     """Storages of parameters, buffers and inputs that it reads."""
+
+    @property
+    def spread_bytes(self) -> int:
+        """What noting takes for a while, and reading the notes."""
+        return 8 * self.note_bytes
 
 
 @dataclass(slots=True, eq=False)
@@ -200,11 +217,12 @@ class _Recorder(TorchDispatchMode):
             module,
             moment,
             seconds,
-            seconds * share_again(func),
+            seconds * share_again(func, args),
             reads,
             is_replayable(func),
             in_place=func in IN_PLACE,
             leaves=leaves,
+            note_bytes=note_bytes(func, args),
         )
         observer.nodes.append(node)
         for place, output in enumerate(outputs_of(result)):

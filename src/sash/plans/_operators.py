@@ -108,36 +108,85 @@ def without_updates(func: Any, args: tuple) -> tuple:
     return args
 
 
-def call_again(func: Any, args: tuple, kwargs: dict, statistics: tuple[Tensor, Tensor] | None) -> Any:
-    """The operator's results once more, bit for bit.
+def call_again(func: Any, args: tuple, kwargs: dict, noted: tuple[Tensor, ...] | None) -> Any:
+    """The operator's results once more, bit for bit; `noted` is what `notes` had of the first time.
 
-    Batch norm in training would read its input twice more to find the statistics that it found before. Its kernel computes x·α + β with α =
-    w/σ and β = b - μ·α: given the batch's own μ as the running mean, a running variance of 1 with ε = 0, and w/σ as the weight, evaluation
-    makes the same α and β, in a quarter of the time. Only where the input is dense: the kernel for other layouts sums in another order.
+    What was drawn by `bernoulli_` is read from its bits. Batch norm in training would read its input twice more to find the statistics that
+    it found before. Its kernel computes x·α + β with α = w/σ and β = b - μ·α: given the batch's own μ as the running mean, a running
+    variance of 1 with ε = 0, and w/σ as the weight, evaluation makes the same α and β, in a quarter of the time. Only where the input is
+    dense: the kernel for other layouts sums in another order.
     Source: `batch_norm_cpu_collect_linear_and_constant_terms` in aten/src/ATen/native/cpu/batch_norm_kernel.cpp.
     """
+    if func is aten.bernoulli_.float and noted is not None:
+        return _drawn(args[0], noted[0])
     if func is not aten.native_batch_norm.default:
         return func(*args, **kwargs)
     x, weight, bias, _, _, training, momentum, _ = args
     if not training:
         return func(*args, **kwargs)
     dense = x.is_contiguous() or (x.dim() > 3 and x.is_contiguous(memory_format=_last(x)))
-    if statistics is None or not dense or weight is None or statistics[1].dtype is not weight.dtype:
+    if noted is None or not dense or weight is None or noted[1].dtype is not weight.dtype:
         return func(*args, **kwargs)
-    mean, inverse_deviation = statistics
+    mean, inverse_deviation = noted
     return func(x, inverse_deviation * weight, bias, mean, torch.ones_like(mean), False, momentum, 0.0)[0], mean, inverse_deviation
 
 
-def share_again(func: Any) -> float:
+def share_again(func: Any, args: tuple) -> float:
     """Time of a second run against the first's, estimated: see `call_again`."""
-    return 0.3 if func is aten.native_batch_norm.default else 1.0
+    if func is aten.native_batch_norm.default:
+        return 0.3
+    return 0.12 if note_bytes(func, args) else 1.0
 
 
-def statistics_of(func: Any, result: Any) -> tuple[Tensor, Tensor] | None:
-    """What `call_again` needs of the first call beside its arguments: a batch norm's mean and inverse deviation."""
+def notes(func: Any, args: tuple, result: Any) -> tuple[Tensor, ...] | None:
+    """What `call_again` needs of the first call beside its arguments: a batch norm's mean and inverse deviation, a draw's bits."""
     if func is aten.native_batch_norm.default and result[1].numel():
         return result[1].detach(), result[2].detach()
-    return None
+    return (_bits(result),) if note_bytes(func, args) else None
+
+
+def note_bytes(func: Any, args: tuple) -> int:
+    """Bytes that a draw's bits take: an eighth of a byte an element, and no generator has to draw again. 0 for any other call.
+
+    Dropout on a CPU multiplies by noise of as many floats as its input has, and saves it for backward: made of zeros and ones.
+    """
+    if func is not aten.bernoulli_.float or not _is_dense(args[0]):
+        return 0
+    count = args[0].numel()
+    return count // 8 if count % 8 == 0 else 0
+
+
+_SPREAD = 0x8040201008040201 - (1 << 64)
+"""Times eight bytes of 0 or 1, their bits in the highest byte; times a byte, its bits in the highest of each of eight bytes."""
+_LOWEST = 0x0101010101010101
+
+
+def _bits(drawn: Tensor) -> Tensor:
+    """Zeros and ones, eight to a byte."""
+    words = (_flat(drawn) != 0).view(torch.int64)
+    return words.mul_(_SPREAD).bitwise_right_shift_(56).to(torch.uint8)
+
+
+def _drawn(out: Tensor, bits: Tensor) -> Tensor:
+    """`out`, filled with zeros and ones."""
+    words = bits.to(torch.int64).mul_(_SPREAD).bitwise_right_shift_(7).bitwise_and_(_LOWEST)
+    _flat(out).copy_(words.view(torch.uint8))
+    return out
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether its elements lie side by side, in whatever order."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.size(), strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """A dense tensor's elements as they lie."""
+    return tensor.as_strided((tensor.numel(),), (1,))
 
 
 IN_PLACE = {

@@ -97,7 +97,7 @@ class View(NamedTuple):
 class Call:
     """An operator call that can run again."""
 
-    __slots__ = ("args", "func", "generator", "kwargs", "makes", "number", "segment", "statistics")
+    __slots__ = ("args", "func", "generator", "kwargs", "makes", "notes", "number", "segment")
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class Call:
         self.segment = segment
         self.makes: dict[int, weakref.ref[Value]] = {}
         """Its results, by place."""
-        self.statistics: tuple[Tensor, Tensor] | None = None
+        self.notes: tuple[Tensor, ...] | None = None
         """What a shorter second run needs; see `call_again`."""
 
 
@@ -171,7 +171,7 @@ class _Run:
         args = tuple(self._filled(call, item, place in places) for place, item in enumerate(call.args))
         kwargs = {name: self._filled(call, item, name in places) for name, item in call.kwargs.items()}
         with _as_before(call.generator):
-            result = call_again(func, args, kwargs, call.statistics)
+            result = call_again(func, args, kwargs, call.notes)
         del args, kwargs
         for view in views:
             self.readers[view.source] -= 1

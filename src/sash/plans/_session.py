@@ -27,8 +27,9 @@ from sash.plans._operators import (
     is_pure,
     is_random,
     is_replayable,
+    note_bytes,
+    notes,
     outputs_of,
-    statistics_of,
     storages,
     tensors_in_call,
     updated,
@@ -124,7 +125,7 @@ class Session(TorchDispatchMode):
                 value.held, value.call = _alias(tensor), None
                 self._holding.add(value)
         if call is not None:
-            call.statistics = statistics_of(func, result)
+            call.notes = notes(func, args, result)
         if call is None and not marks.keep:
             return result
         read = storages(tensors_in_call((*args, *kwargs.values())))
@@ -161,7 +162,8 @@ class Session(TorchDispatchMode):
             return View.of(tensor, source)
 
         noted = mapped(without_updates(func, args), view), {name: mapped((item,), view)[0] for name, item in kwargs.items()}
-        return Call(self._number, func, *noted, _generator(func, tensors, kwargs), marks.segment)
+        generator = None if note_bytes(func, args) else _generator(func, tensors, kwargs)
+        return Call(self._number, func, *noted, generator, marks.segment)
 
     def _spare(self, over: dict[int, Tensor]) -> None:
         """Copy what may be needed again before it is written over."""

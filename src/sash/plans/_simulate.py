@@ -41,6 +41,14 @@ class Simulation:
             self._carried[min(start + 1, stop)] += fact.bytes
             self._carried[stop] -= fact.bytes
 
+    def _note(self, node: Node, stop: int) -> None:
+        """Bits of what the call drew, made right after it."""
+        start = node.moment + 1
+        for change in (self._change, self._carried):
+            change[start] += node.note_bytes
+            change[max(start, min(stop, self.problem.moments))] -= node.note_bytes
+        self._spikes[start] = max(self._spikes.get(start, 0), node.spread_bytes)
+
     def _run(self) -> None:
         schedule, problem = self.schedule, self.problem
         for fact in problem.droppable:
@@ -58,11 +66,18 @@ class Simulation:
                 self._replay(fact, moment)
 
     def _last_needs(self) -> dict[Fact, int]:
-        """When the last dropped fact that is computed from a kept one is done with."""
+        """When the last dropped fact that is computed from a kept one is done with; notes are held until then as well."""
         last: dict[Fact, int] = {}
+        drawn: dict[Node, int] = {}
         for fact in self.schedule.drop:
-            for source in self._closure(fact, made=False)[1]:
+            nodes, sources = self._closure(fact, made=False)
+            for source in sources:
                 last[source] = max(last.get(source, 0), fact.released)
+            for node in nodes:
+                if node.note_bytes:
+                    drawn[node] = max(drawn.get(node, 0), fact.released)
+        for node, stop in drawn.items():
+            self._note(node, stop)
         return last
 
     def _closure(self, fact: Fact, made: bool) -> tuple[set[Node], set[Fact]]:
@@ -101,7 +116,7 @@ class Simulation:
                 else:
                     temporary[fact] = fact.bytes
                     level += fact.bytes
-            spike = max(spike, level + node.scratch_bytes)
+            spike = max(spike, level + node.scratch_bytes + node.spread_bytes)
             for fact in node.reads:
                 readers[fact] -= 1
                 if readers[fact] == 0:
