@@ -1,6 +1,7 @@
 """Seconds from shapes: laws that hold whatever the rates are, over the rates of a made-up machine."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -227,6 +228,19 @@ def test_every_operator_of_a_model_takes_some_time(name):
     by_layer = sum(layer.forward_s + layer.backward_s for layer in found.layers)
     beside = sum(moment.seconds for moment in found.timeline.moments if moment.phase in (Phase.LOSS, Phase.OPTIMIZER))
     assert by_layer + beside == pytest.approx(found.wall_s)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_new_pages_are_told_apart(accumulate, tmp_path, monkeypatch):
+    work = Workload(unet(width=8, depth=2), "4x3x256x256", train=True, optimizer="adamw", accumulate=accumulate)
+    before = forecast(work)
+    assert 0 < before.paging_s < before.wall_s
+    dearer = {**RATES.values, "fresh.s_per_byte": 3 * RATES["fresh.s_per_byte"]}
+    (tmp_path / "rates.json").write_text(replace(RATES, values=dearer).to_json())
+    monkeypatch.setenv("SASH_RATES", str(tmp_path / "rates.json"))
+    after = forecast(work)
+    assert after.paging_s == pytest.approx(3 * before.paging_s)
+    assert after.wall_s - after.paging_s == pytest.approx(before.wall_s - before.paging_s)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -63,6 +63,7 @@ def forecast(work: Workload, real: bool = False) -> Forecast:
         reasons=(),
         forecast_s=0.0,
         wall_s=_wall(traced, timeline),
+        paging_s=_paging(traced, heap.fresh, rates),
     )
     beside = beside_bytes(timeline, _transposes(traced.model))
     mapped = peak + beside
@@ -126,6 +127,15 @@ def _wall(traced: TracedStep, timeline: Timeline) -> float:
     """Seconds of a whole steady step: the traced micro-batches stand for all, the optimizer steps once."""
     times = _times(traced)
     return sum(moment.seconds * (1 if moment.phase is Phase.OPTIMIZER else times) for moment in timeline.moments)
+
+
+def _paging(traced: TracedStep, fresh: dict[int, int], rates: Rates | None) -> float:
+    """Of `_wall`, the seconds of new pages."""
+    if rates is None:
+        return 0.0
+    times, trace = _times(traced), traced.trace
+    made = [(size, trace.moments[index].phase) for index, size in fresh.items() if index in trace.estimates]
+    return sum(size * (1 if phase is Phase.OPTIMIZER else times) for size, phase in made) * rates["fresh.s_per_byte"]
 
 
 def _timelines(traced: TracedStep, seconds: list[float]) -> tuple[Timeline, list[int]]:

@@ -215,6 +215,8 @@ class Forecast(Cost):
     """Seconds that forecasting took."""
     wall_s: float = 0.0
     """Seconds of one steady step, all its micro-batches; 0 where this machine could not be calibrated."""
+    paging_s: float = 0.0
+    """Of these, what pages take that the system hands over anew: the less sure part, for it depends on what the process held before."""
 
     def why(self) -> tuple[Reason, ...]:
         """Ranked sentences: what holds the peak, and why; then what takes the time, and what bounds it."""

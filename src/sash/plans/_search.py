@@ -55,7 +55,7 @@ def fit(work: Workload, budget: str | int, *, allow: Iterable[str] = (), bit_ide
         raise InputError(f"allow names {name!r}; {near[0]!r} is the nearest that needs leave, of {', '.join(ALLOWABLE)}.")
     search = _Search(work, budget_bytes, allowed, bit_identical)
     found = search.run()
-    overhead = found.forecast.wall_s / search.plain.forecast.wall_s - 1 if search.plain.forecast.wall_s else 0.0
+    overhead = _extra(found, search.plain)
     return Plan(
         work,
         budget_bytes,
@@ -84,8 +84,13 @@ class _Candidate:
         return self.forecast.peak_bytes
 
     @property
+    def seconds(self) -> float:
+        """Of a step, but for new pages: their number is the allocator's whim, and would outweigh what levers cost."""
+        return self.forecast.wall_s - self.forecast.paging_s
+
+    @property
     def cost(self) -> tuple[float, int]:
-        return self.forecast.wall_s, self.peak
+        return self.seconds, self.peak
 
 
 class _Search:
@@ -270,11 +275,10 @@ class _Search:
 
 
 def _better(tried: _Candidate, base: _Candidate) -> bool:
-    seconds, before = tried.forecast.wall_s, base.forecast.wall_s
+    seconds, before = tried.seconds, base.seconds
     lower = tried.peak < 0.995 * base.peak and seconds <= SLOWER * before
     return lower or (before > 0 and seconds <= FASTER * before and tried.peak / base.peak <= 2 - seconds / before)
 
 
 def _extra(candidate: _Candidate, base: _Candidate) -> float:
-    before = base.forecast.wall_s
-    return candidate.forecast.wall_s / before - 1 if before else 0.0
+    return candidate.seconds / base.seconds - 1 if base.seconds else 0.0

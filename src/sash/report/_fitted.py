@@ -82,7 +82,7 @@ def marks(fitted: Fitted) -> tuple[Mark, ...]:
 
 def _plan_lines(plan: Plan, measured: Measurement | None) -> tuple[Line, ...]:
     planned = plan.forecast
-    seconds = planned.wall_s
+    seconds = planned.wall_s - planned.paging_s
     more = [(format_bytes(measured.peak_bytes), format_seconds(measured.wall_s), format_bytes(measured.process_bytes))] if measured else []
     peaks, times, processes = zip(*more, strict=True) if more else ((), (), ())
     found = [
@@ -92,7 +92,9 @@ def _plan_lines(plan: Plan, measured: Measurement | None) -> tuple[Line, ...]:
     ]
     if seconds:
         plain = seconds / (1 + plan.overhead)
-        found.append(Line("time of a step", "at this machine's rates", (format_seconds(plain), format_seconds(seconds), *times)))
+        found.append(
+            Line("time of a step", "at this machine's rates, new pages apart", (format_seconds(plain), format_seconds(seconds), *times))
+        )
         found.append(Line("extra time", "as a share of the plain step's", ("", _share(plan.overhead), *[""] * len(more))))
     found.append(Line("process", "growth of resident memory, bounded", ("", format_bytes(planned.process_bytes), *processes)))
     return tuple(found)
