@@ -69,7 +69,7 @@ def questions(part: str, free: dict[str, Any], budgets: int) -> Iterator[tuple[s
 
         for who in RIVALS:
             yield who, ("rival", who)
-    elif "error_text" not in free:
+    elif "least" in free:
         for levers in LADDERS:
             least = free["least"][levers]["bytes"]
             yield f"refusal:{levers}", ("refusal", levers, str(least))
