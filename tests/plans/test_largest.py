@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import sash
 from sash.errors import DoesNotFit, InputError, ModelError
 from sash.plans import Largest, _assert, _largest
+from sash.plans._headroom import needed, usable
 from sash.plans._lever import pull
 from sash.plans._microbatch import MicroBatch
 
@@ -59,10 +60,10 @@ class FourOnly(nn.Module):
 
 def assert_largest(found: Largest) -> None:
     """What is named fits and the next does not, by fresh forecasts of both."""
-    assert found.peak_bytes <= found.budget_bytes
+    assert found.peak_bytes <= usable(found.budget_bytes)
     assert sash.forecast(found.work).peak_bytes == found.peak_bytes
     assert found.next_size == found.size + found.step
-    assert found.next_peak_bytes is None or found.next_peak_bytes > 0.999 * found.budget_bytes - 1
+    assert found.next_peak_bytes is None or found.next_peak_bytes > usable(found.budget_bytes)
 
 
 @pytest.mark.parametrize("start", [1, 2, 40])
@@ -255,7 +256,7 @@ def test_a_budget_below_the_smallest_size_is_refused_with_the_least_bytes():
         sash.largest(work, "1 KB", vary="side")
     found = sash.largest(work, raised.value.least_bytes, vary="side", prove=False)
     assert found.size == 16
-    assert found.peak_bytes <= raised.value.least_bytes <= 1.002 * found.peak_bytes
+    assert raised.value.least_bytes == needed(found.peak_bytes)
 
 
 @pytest.mark.parametrize(

@@ -115,9 +115,9 @@ def _each(work: Sequence[Callable[[], object]]) -> list[float]:
     return _usual([Probe(one, (), {}) for one in work])
 
 
-def _usual(probes: Sequence[Probe]) -> list[float]:
-    sweeps = [in_turn(probes) for _ in range(_SWEEPS)]
-    return [statistics.median([taken for sweep in sweeps for taken in sweep[place]]) for place in range(len(probes))]
+def _usual(probes: Sequence[Probe], sweeps: int = _SWEEPS, usual: Callable[[list[float]], float] = statistics.median) -> list[float]:
+    found = [in_turn(probes) for _ in range(sweeps)]
+    return [usual([taken for sweep in found for taken in sweep[place]]) for place in range(len(probes))]
 
 
 def _basics() -> dict[str, float]:
@@ -162,8 +162,7 @@ def _fresh() -> float:
     # The least of each, not the usual: a virtual machine's host may have to find the pages first, which a step's own, handed over again
     # and again, are spared.
     probes = [Probe(on_new_pages, (), {}), Probe(lambda: torch.mul(source, 2.0, out=out), (), {})]
-    sweeps = [in_turn(probes) for _ in range(2 * _SWEEPS)]
-    new_s, old_s = (min(taken for sweep in sweeps for taken in sweep[place]) for place in range(2))
+    new_s, old_s = _usual(probes, 2 * _SWEEPS, min)
     return max(new_s - old_s, 1e-6) / source.nbytes
 
 

@@ -75,7 +75,7 @@ def map_pieces(func: Any, args: Sequence, kwargs: dict, outputs: Any) -> Iterato
     eager = name.removesuffix("_") in _VECTOR and main.dtype in (torch.float32, torch.float64) and main.numel() >= 128
     threads = max(main.numel(), GRAIN) if eager else main.numel()
     law = _law(func, name, args, inputs, results)
-    rows = _rows(name, args, inputs) if law in ROWED else 1
+    rows = _rows(name, law, args, inputs) if law in ROWED else 1
     yield Piece(f"{law}.{_kind(main)}", _work(name, args, main, results), moved, calls=rows, kept=kept, threads=threads)
     if law in ROWED or law.startswith("group_norm"):
         # These kernels go along memory, and copy what lies otherwise.
@@ -162,7 +162,7 @@ def _work(name: str, args: Sequence, main: Tensor, results: list[Tensor]) -> flo
     return main.numel()
 
 
-def _rows(name: str, args: Sequence, inputs: list[Tensor]) -> int:
+def _rows(name: str, law: str, args: Sequence, inputs: list[Tensor]) -> int:
     source = inputs[0]
     if name.startswith("native_layer_norm"):
         return source.numel() // max(prod(args[1] if name == "native_layer_norm" else args[2]), 1)
@@ -170,7 +170,7 @@ def _rows(name: str, args: Sequence, inputs: list[Tensor]) -> int:
     axes = [axes] if isinstance(axes, int) else axes if isinstance(axes, (list, tuple)) else []
     if not axes or not source.dim():
         return 1
-    if name in _SOFTMAX and axes[0] % source.dim() != source.dim() - 1:
+    if law.endswith(".outer"):
         # Along an outer axis whole planes are gone through at once.
         return prod(source.shape[: axes[0] % source.dim()])
     return source.numel() // max(prod(source.shape[axis] for axis in axes), 1)

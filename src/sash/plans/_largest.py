@@ -151,7 +151,7 @@ class _Hunt:
     def __init__(self, work: Workload, budget: int, meanings: list[Growth]) -> None:
         self.work = work
         self.budget = budget
-        self.aim = usable(budget)
+        self.usable = usable(budget)
         self.meanings = meanings
         self.growth = meanings[0]
         self.step = 1
@@ -167,13 +167,13 @@ class _Hunt:
     @property
     def low(self) -> int | None:
         """The largest size known to fit."""
-        return max((size for size, one in self.found.items() if one.peak_bytes <= self.aim), default=None)
+        return max((size for size, one in self.found.items() if one.peak_bytes <= self.usable), default=None)
 
     @property
     def high(self) -> int | None:
         """The smallest known not to fit, above every one that does."""
         above = self.low or 0
-        return min((size for size, one in self.found.items() if size > above and one.peak_bytes > self.aim), default=None)
+        return min((size for size, one in self.found.items() if size > above and one.peak_bytes > self.usable), default=None)
 
     def run(self) -> None:
         """Look until the largest is known. Raises `DoesNotFit` where none fits."""
@@ -258,7 +258,7 @@ class _Hunt:
 
     def _slow(self, width: int) -> bool:
         """Whether the last two sizes neither halved what is left to look at nor came much nearer to the budget."""
-        self.turns.append((width, min(abs(one.peak_bytes - self.aim) for one in self.found.values())))
+        self.turns.append((width, min(abs(one.peak_bytes - self.usable) for one in self.found.values())))
         if len(self.turns) < 3:
             return False
         before = self.turns[-3]
@@ -270,7 +270,7 @@ class _Hunt:
     def _aim(self) -> int:
         """Where the peak meets the budget, if it grows evenly with the size to the power of the dimensions that vary."""
         power = self.growth.power
-        known = sorted(self.found.items(), key=lambda item: abs(item[1].peak_bytes - self.aim))
+        known = sorted(self.found.items(), key=lambda item: abs(item[1].peak_bytes - self.usable))
         size, near = known[0]
         if len(known) > 1 and known[1][1].peak_bytes != near.peak_bytes:
             other, peak = known[1][0] ** power, known[1][1].peak_bytes
@@ -278,8 +278,8 @@ class _Hunt:
             other, peak = 0, near.static_bytes
         slope = (near.peak_bytes - peak) / (size**power - other)
         if slope <= 0:
-            return LARGEST_SIZE if near.peak_bytes <= self.aim else 1
-        aim = size**power + (self.aim - near.peak_bytes) / slope
+            return LARGEST_SIZE if near.peak_bytes <= self.usable else 1
+        aim = size**power + (self.usable - near.peak_bytes) / slope
         return max(int(max(aim, 0) ** (1 / power) + 1e-6), 1)
 
     def _on_grid(self, size: int) -> int:

@@ -150,7 +150,7 @@ def note_bytes(func: Any, args: tuple) -> int:
 
     Dropout on a CPU multiplies by noise of as many floats as its input has, and saves it for backward: made of zeros and ones.
     """
-    if func is not aten.bernoulli_.float or not _is_dense(args[0]):
+    if func is not aten.bernoulli_.float or not aten.is_non_overlapping_and_dense(args[0]):
         return 0
     count = args[0].numel()
     return count // 8 if count % 8 == 0 else 0
@@ -172,16 +172,6 @@ def _drawn(out: Tensor, bits: Tensor) -> Tensor:
     words = bits.to(torch.int64).mul_(_SPREAD).bitwise_right_shift_(7).bitwise_and_(_LOWEST)
     _flat(out).copy_(words.view(torch.uint8))
     return out
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    """Whether its elements lie side by side, in whatever order."""
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.size(), strict=True)):
-        if size != 1 and stride != expected:
-            return False
-        expected *= size
-    return True
 
 
 def _flat(tensor: Tensor) -> Tensor:

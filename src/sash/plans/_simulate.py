@@ -54,7 +54,9 @@ class Simulation:
         for fact in problem.droppable:
             if fact not in schedule.drop and fact not in schedule.keep:
                 self._hold(fact, fact.freed, fact.released)
-        last = self._last_needs()
+        last, drawn = self._last_needs()
+        for node, stop in drawn.items():
+            self._note(node, stop)
         always = set(problem.always)
         for fact in schedule.keep:
             stop = max(last.get(fact, 0), fact.released)
@@ -65,8 +67,8 @@ class Simulation:
             if fact not in self._made:
                 self._replay(fact, moment)
 
-    def _last_needs(self) -> dict[Fact, int]:
-        """When the last dropped fact that is computed from a kept one is done with; notes are held until then as well."""
+    def _last_needs(self) -> tuple[dict[Fact, int], dict[Node, int]]:
+        """When the last dropped fact is done with that is computed from a kept one, or from bits that were noted."""
         last: dict[Fact, int] = {}
         drawn: dict[Node, int] = {}
         for fact in self.schedule.drop:
@@ -76,9 +78,7 @@ class Simulation:
             for node in nodes:
                 if node.note_bytes:
                     drawn[node] = max(drawn.get(node, 0), fact.released)
-        for node, stop in drawn.items():
-            self._note(node, stop)
-        return last
+        return last, drawn
 
     def _closure(self, fact: Fact, made: bool) -> tuple[set[Node], set[Fact]]:
         nodes, sources, waiting = set(), set(), [fact.node]
