@@ -21,7 +21,6 @@ import sash
 
 BUDGETS = (0.5, 0.25)
 """Of `torch.compile`: shares of what it would save."""
-BACKENDS = ("aot_eager", "inductor")
 PAIRS, MOST_S = 7, 30.0
 
 
@@ -49,7 +48,7 @@ def blocks(asked: Fitted) -> Iterator[dict[str, Any]]:
     yield {"bits": _differences(asked, rewrite)}
 
 
-def compiled(asked: Fitted, backend: str, budget: float) -> Iterator[dict[str, Any]]:
+def compiled(asked: Fitted, budget: float) -> Iterator[dict[str, Any]]:
     """The same of `torch.compile`; and the differences from itself where it saves all that it would, whose dropout draws the same masks.
 
     Random numbers are to be drawn as eager draws them, as far as the backend does that.
@@ -60,7 +59,7 @@ def compiled(asked: Fitted, backend: str, budget: float) -> Iterator[dict[str, A
 
     torch._functorch.config.activation_memory_budget = budget
     torch._inductor.config.fallback_random = True  # pyright: ignore[reportAttributeAccessIssue]
-    rewrite: Callable[[nn.Module], Any] = functools.partial(torch.compile, backend=backend)
+    rewrite: Callable[[nn.Module], Any] = torch.compile
     yield {"peak_bytes": _peak(asked, rewrite)}
     yield in_turn(plain_step(asked), plain_step(asked, rewrite), PAIRS, MOST_S)
     yield {"bits": _differences(asked, rewrite)}
@@ -99,6 +98,6 @@ def _differences(asked: Fitted, rewrite: Callable[[nn.Module], Any]) -> dict[str
 
 RIVALS: dict[str, Callable[[Fitted], Iterator[dict[str, Any]]]] = {
     "checkpoint": blocks,
-    **{f"{backend}-{budget}": functools.partial(compiled, backend=backend, budget=budget) for backend in BACKENDS for budget in BUDGETS},
+    **{f"compile-{budget}": functools.partial(compiled, budget=budget) for budget in BUDGETS},
 }
 """By name; none of them knows of a budget in bytes."""

@@ -50,11 +50,11 @@ WITH_BITS = {"exact": (0, 4, 8), "all": (0, 3)}
 LIMIT_S = {"budgets": 1800, "times": 400, "rivals": 150}
 """Seconds for one answer."""
 ASKING = ("_fit_models", "_fit_probe", "_fit_bits", "_fit_times", "_models", "_workloads", "_step", "_truth")
-PLANNING = ("plans/*.py", "cost/*.py", "ops/*.py", "models/*.py")
+PLANNING = ("plans/*.py", "cost/*.py", "ops/_loss.py", "ops/_separable*.py", "models/_unet.py")
 ANSWERING = {
     "budgets": (ASKING, PLANNING),
     "times": (ASKING, PLANNING),
-    "rivals": ((*ASKING, "_fit_rivals"), ("models/*.py", "cost/_measure.py", "cost/_child.py")),
+    "rivals": ((*ASKING, "_fit_rivals"), ("models/_unet.py", "cost/_measure.py", "cost/_child.py")),
 }
 """Files of this bench and of sash that a part's answers depend on; what sums up and prints is not among them."""
 
