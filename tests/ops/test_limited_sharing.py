@@ -130,7 +130,10 @@ WEIGHT = torch.zeros(3, 4, 2, 5)
         (lambda: limited_sharing_conv(torch.zeros(1, 2, 11), WEIGHT.to("meta"), pool=3, shift=2), "on cpu and the weight on meta"),
         (lambda: limited_sharing_conv(torch.zeros(1, 2, 11), WEIGHT, pool=3, shift=0), "shift is 0; it is a whole number from 1 on"),
         (lambda: limited_sharing_conv(torch.zeros(1, 2, 11), WEIGHT, pool=1.5, shift=2), "pool is 1.5"),
-        (lambda: LimitedSharingConv(2, 4, 5, bands=6, pool=3, shift=2), "3 outputs of a filter of 5 read 7 bands, and there are 6"),
+        (
+            lambda: LimitedSharingConv(2, 4, 5, bands=6, pool=3, shift=2),
+            "3 outputs of a filter of 5 reads 7 bands, and there are 6; give fewer",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_named(call, told):

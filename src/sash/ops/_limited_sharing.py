@@ -55,7 +55,8 @@ class LimitedSharingConv(nn.Module):
         sections = _section(kernel_size, pool, shift).outputs(bands)
         if sections < 1:
             raise InputError(
-                f"{pool} outputs of a filter of {kernel_size} read {pool + kernel_size - 1} bands, and there are {bands}: too few for a section."
+                f"a section of {pool} outputs of a filter of {kernel_size} reads {pool + kernel_size - 1} bands, and there are "
+                f"{bands}; give fewer outputs or a shorter filter."
             )
         self.weight = nn.Parameter(torch.empty(sections, out_channels, in_channels, kernel_size))
         self.bias = nn.Parameter(torch.empty(sections, out_channels)) if bias else None
