@@ -1,9 +1,6 @@
-from functools import partial
-
 import pytest
 import torch
 
-import sash.models
 from sash.errors import InputError
 from sash.models import FAMILIES, SeparableConv, plain_conv, unet
 
@@ -50,8 +47,5 @@ def test_what_cannot_be_built_is_named(settings, message):
         unet(**settings)
 
 
-def test_families_are_functions_of_the_folder_or_partials_of_them():
-    for factory in FAMILIES.values():
-        function = factory.func if isinstance(factory, partial) else factory
-        assert getattr(sash.models, function.__name__) is function
+def test_the_command_line_knows_the_separable_kind():
     assert parameters(FAMILIES["unet-separable"]()) == 1_983_583
