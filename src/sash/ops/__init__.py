@@ -1,5 +1,6 @@
 """Operators on tensors: functions, with thin modules beside them."""
 
+from sash.ops._accumulated import AccumulatedBatchNorm, batch_norm_over
 from sash.ops._adjoint import conv_adjoint
 from sash.ops._boxes import anchors, box_iou, decode_boxes, encode_boxes
 from sash.ops._gated import Gated, gated
@@ -8,17 +9,26 @@ from sash.ops._limited_sharing import LimitedSharingConv, limited_sharing_conv
 from sash.ops._loss import SoftmaxLoss, softmax_loss, softmax_losses
 from sash.ops._matching import IGNORED, NEGATIVE, match, sample_balanced
 from sash.ops._nms import batched_nms, nms
+from sash.ops._norm_activation import BatchNormAct, GroupNormAct, batch_norm_act, group_norm_act
+from sash.ops._norm_swap import swap_norms, to_accumulated, to_batch, to_frozen, to_ghost, to_group, to_instance, to_layer
+from sash.ops._norms import FrozenBatchNorm, GhostBatchNorm, frozen_norm, ghost_norm
 from sash.ops._pointwise import conv_to_linear, linear_to_conv
 from sash.ops._roi import RoIAlign, RoIPool, roi_align, roi_pool
 from sash.ops._separable import SeparableConv, separable_conv
 from sash.ops._separable_bands import Band, band_of
 from sash.ops._sets import SetAttention, SetPool, set_attention, set_max, set_mean, set_sum
+from sash.ops._sweeps import accumulate_batch_norm
 
 __all__ = [
     "IGNORED",
     "NEGATIVE",
+    "AccumulatedBatchNorm",
     "Band",
+    "BatchNormAct",
+    "FrozenBatchNorm",
     "Gated",
+    "GhostBatchNorm",
+    "GroupNormAct",
     "Join",
     "LimitedSharingConv",
     "RoIAlign",
@@ -27,15 +37,21 @@ __all__ = [
     "SetAttention",
     "SetPool",
     "SoftmaxLoss",
+    "accumulate_batch_norm",
     "anchors",
     "band_of",
+    "batch_norm_act",
+    "batch_norm_over",
     "batched_nms",
     "box_iou",
     "conv_adjoint",
     "conv_to_linear",
     "decode_boxes",
     "encode_boxes",
+    "frozen_norm",
     "gated",
+    "ghost_norm",
+    "group_norm_act",
     "join",
     "limited_sharing_conv",
     "linear_to_conv",
@@ -51,4 +67,12 @@ __all__ = [
     "set_sum",
     "softmax_loss",
     "softmax_losses",
+    "swap_norms",
+    "to_accumulated",
+    "to_batch",
+    "to_frozen",
+    "to_ghost",
+    "to_group",
+    "to_instance",
+    "to_layer",
 ]

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,6 +17,7 @@ Way = Literal["project", "crop", "pool", "pad"]
 Align = Literal["start", "centre", "end"]
 
 CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 AVERAGES = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 
 
@@ -118,7 +118,7 @@ def _project(x: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None, s
     elif isinstance(stride, tuple) and len(stride) != axes:
         raise InputError(f"stride is {stride}, {len(stride)} entries, and x {_shown(x)} has {axes} spatial axes; give 1 or {axes}.")
     steps = [stride] * axes if isinstance(stride, int) else [*stride]
-    return torch.convolution(x, weight, bias, steps, [0] * axes, [1] * axes, False, [0] * axes, 1)
+    return CONVOLVE[axes](x, weight, bias, steps)
 
 
 def _stride(length: int, outputs: int) -> int | None:
