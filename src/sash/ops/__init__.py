@@ -4,6 +4,7 @@ from sash.ops._accumulated import AccumulatedBatchNorm, batch_norm_over
 from sash.ops._adjoint import conv_adjoint
 from sash.ops._boxes import anchors, box_iou, decode_boxes, encode_boxes
 from sash.ops._gated import Gated, gated
+from sash.ops._heads import convolutional_classifier, convolutional_head
 from sash.ops._join import Join, join
 from sash.ops._limited_sharing import LimitedSharingConv, limited_sharing_conv
 from sash.ops._loss import SoftmaxLoss, softmax_loss, softmax_losses
@@ -16,6 +17,7 @@ from sash.ops._pointwise import conv_to_linear, linear_to_conv
 from sash.ops._roi import RoIAlign, RoIPool, roi_align, roi_pool
 from sash.ops._separable import SeparableConv, separable_conv
 from sash.ops._separable_bands import Band, band_of
+from sash.ops._set_dropout import DroppedMax, dropped_max, expected_max
 from sash.ops._sets import SetAttention, SetPool, set_attention, set_max, set_mean, set_sum
 from sash.ops._sweeps import accumulate_batch_norm
 
@@ -25,6 +27,7 @@ __all__ = [
     "AccumulatedBatchNorm",
     "Band",
     "BatchNormAct",
+    "DroppedMax",
     "FrozenBatchNorm",
     "Gated",
     "GhostBatchNorm",
@@ -46,8 +49,12 @@ __all__ = [
     "box_iou",
     "conv_adjoint",
     "conv_to_linear",
+    "convolutional_classifier",
+    "convolutional_head",
     "decode_boxes",
+    "dropped_max",
     "encode_boxes",
+    "expected_max",
     "frozen_norm",
     "gated",
     "ghost_norm",
