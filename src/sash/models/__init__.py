@@ -8,9 +8,11 @@ from torch import nn
 from sash.models._all_cnn import all_cnn
 from sash.models._blocks import InvertedResidual, inverted_residual, mlpconv, separable_block
 from sash.models._front_end import FrontEnd, front_end
+from sash.models._history import Epoch, History
 from sash.models._nin import nin
 from sash.models._pictures import PictureNet
 from sash.models._resnet import ResidualBlock, basic_block, bottleneck, resnet, resnet50
+from sash.models._train import train
 from sash.models._unet import SeparableConv, UNet, plain_conv, unet
 from sash.models._vgg import vgg
 
@@ -34,7 +36,9 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
 
 __all__ = [
     "FAMILIES",
+    "Epoch",
     "FrontEnd",
+    "History",
     "InvertedResidual",
     "PictureNet",
     "ResidualBlock",
@@ -51,6 +55,7 @@ __all__ = [
     "resnet",
     "resnet50",
     "separable_block",
+    "train",
     "unet",
     "vgg",
 ]
