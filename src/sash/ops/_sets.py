@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from sash.errors import InputError
@@ -34,16 +34,13 @@ def set_max(
     Raises `InputError` for values that are not floating, and for lengths or offsets that do not go with them (their numbers are not looked
     at where tensors have no values).
     """
-    lengths = _lengths(values, lengths, offsets)
+    lengths = read_lengths(values, lengths, offsets)
     if values.dim() == 2:
         assert lengths is not None
         return _FlatMax.apply(values, lengths)  # pyright: ignore[reportReturnType]
-    if not values.shape[1]:
-        return values.sum(1)
-    if lengths is None:
+    if lengths is None and values.shape[1]:
         return values.amax(1)
-    outside = ~members(values, lengths)
-    return values.masked_fill(outside.unsqueeze(-1), -math.inf).amax(1).masked_fill((lengths == 0).unsqueeze(-1), 0)
+    return masked_max(values, members(values, lengths))
 
 
 def set_sum(
@@ -53,7 +50,7 @@ def set_sum(
 
     Layouts, padding and what is raised: see `set_max`. Half precision is added up in fp32 and rounded once.
     """
-    return _sum(values, _lengths(values, lengths, offsets)).to(values.dtype)
+    return _sum(values, read_lengths(values, lengths, offsets)).to(values.dtype)
 
 
 def set_mean(
@@ -63,7 +60,7 @@ def set_mean(
 
     Layouts, padding and what is raised: see `set_max`. Half precision is added up in fp32 and rounded once.
     """
-    lengths = _lengths(values, lengths, offsets)
+    lengths = read_lengths(values, lengths, offsets)
     total = _sum(values, lengths)
     count = max(values.shape[1], 1) if lengths is None else lengths.clamp(min=1).unsqueeze(-1)
     return (total / count).to(values.dtype)
@@ -83,7 +80,7 @@ def set_attention(
 
     Source: M. Ilse, J. Tomczak, M. Welling, "Attention-based Deep Multiple Instance Learning", 2018, equation 7.
     """
-    lengths = _lengths(values, lengths, offsets)
+    lengths = read_lengths(values, lengths, offsets)
     return _attended(values, _heads(values, scores), lengths)
 
 
@@ -127,15 +124,25 @@ class SetAttention(nn.Module):
         *,
         offsets: Integer[Tensor, " sets_and_one"] | None = None,
     ) -> Float[Tensor, "sets channel"]:
-        lengths = _lengths(values, lengths, offsets)
+        lengths = read_lengths(values, lengths, offsets)
         # Before the scores are made: a NaN in the padding times no gradient is a NaN in the weight's.
         values = cleared(values, lengths)
         return _attended(values, self.score(values), lengths)
 
 
-def members(values: Float[Tensor, "batch set channel"], lengths: Integer[Tensor, " batch"]) -> Tensor:
-    """Which rows of the padded values are elements: (batch, set)."""
+def members(values: Float[Tensor, "batch set channel"], lengths: Integer[Tensor, " batch"] | None) -> Bool[Tensor, "batch set"]:
+    """Which rows of the padded values are elements."""
+    if lengths is None:
+        return torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
     return torch.arange(values.shape[1], device=values.device) < lengths.unsqueeze(-1)
+
+
+def masked_max(values: Float[Tensor, "batch set channel"], inside: Bool[Tensor, "batch set"]) -> Float[Tensor, "batch channel"]:
+    """The largest value of each channel among the rows that are inside; 0 where none is."""
+    if not values.shape[1]:
+        return values.sum(1)
+    filled = values.masked_fill(~inside.unsqueeze(-1), -math.inf)
+    return filled.amax(1).masked_fill(~inside.any(1, keepdim=True), 0)
 
 
 def cleared(values: Tensor, lengths: Tensor | None) -> Tensor:
@@ -162,7 +169,7 @@ class _FlatMax(torch.autograd.Function):
         values, index, made = (one.detach() for one in ctx.saved_tensors)
         largest = made.index_select(0, index)
         # NaN is no number's equal, its own neither.
-        hits = ((values == largest) | ((values != values) & (largest != largest))).to(_computed_type(values))
+        hits = ((values == largest) | ((values != values) & (largest != largest))).to(computed_type(values))
         sharing = hits.new_zeros(made.shape).index_add_(0, index, hits)
         return hits.mul((gradient / sharing.clamp_(min=1)).index_select(0, index)).to(values.dtype), None
 
@@ -171,11 +178,11 @@ def _attended(values: Tensor, scores: Tensor, lengths: Tensor | None) -> Tensor:
     """The weighted means; the scores have an axis of heads."""
     heads = scores.shape[-1]
     with torch.autocast("cpu" if values.is_meta else values.device.type, enabled=False):
-        scores = scores.to(_computed_type(scores))
+        scores = scores.to(computed_type(scores))
         if values.dim() == 3:
             weights = _padded_softmax(scores, lengths)
             shares = cleared(values, lengths).unflatten(-1, (heads, -1))
-            weighted = torch.einsum("bsh,bshc->bhc", weights.to(_computed_type(values)), shares.to(_computed_type(values)))
+            weighted = torch.einsum("bsh,bshc->bhc", weights.to(computed_type(values)), shares.to(computed_type(values)))
         else:
             assert lengths is not None
             weights = _flat_softmax(scores, lengths)
@@ -186,9 +193,9 @@ def _attended(values: Tensor, scores: Tensor, lengths: Tensor | None) -> Tensor:
 def _sum(values: Tensor, lengths: Tensor | None) -> Tensor:
     """The sums in the type computed in."""
     if values.dim() == 3:
-        return cleared(values, lengths).sum(1, dtype=_computed_type(values))
+        return cleared(values, lengths).sum(1, dtype=computed_type(values))
     assert lengths is not None
-    return _flat_sum(values.to(_computed_type(values)), lengths)
+    return _flat_sum(values.to(computed_type(values)), lengths)
 
 
 def _flat_sum(values: Tensor, lengths: Tensor) -> Tensor:
@@ -216,7 +223,7 @@ def _index(values: Tensor, lengths: Tensor) -> Tensor:
     return torch.repeat_interleave(sets, lengths, output_size=values.shape[0])
 
 
-def _computed_type(values: Tensor) -> torch.dtype:
+def computed_type(values: Tensor) -> torch.dtype:
     return torch.float32 if values.dtype in (torch.bfloat16, torch.float16) else values.dtype
 
 
@@ -238,7 +245,7 @@ def _heads(values: Tensor, scores: Tensor) -> Tensor:
     return scores
 
 
-def _lengths(values: Tensor, lengths: Tensor | None, offsets: Tensor | None) -> Tensor | None:
+def read_lengths(values: Tensor, lengths: Tensor | None, offsets: Tensor | None = None) -> Tensor | None:
     """The length of each set; None: padded sets without padding. Raises `InputError` for what does not go together."""
     if not values.is_floating_point():
         raise InputError(f"the values are of type {values.dtype}; they have to be floating: values.float() would be.")
