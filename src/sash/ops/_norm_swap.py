@@ -32,18 +32,19 @@ def swap_norms(model: nn.Module, to: Replacement, *, only: Callable[[str, nn.Mod
     Raises `InputError`, with the layer's path, for a norm that cannot become what was asked, and for a batch norm whose forward is its own:
     what else that does would be lost.
     """
-    model = copy.deepcopy(model)
-    made: dict[int, nn.Module] = {}
-    for path, norm in [*model.named_modules(remove_duplicate=False)]:
-        if not isinstance(norm, Norm) or (only is not None and not only(path, norm)):
-            continue
-        if id(norm) not in made:
-            _check(norm, path)
-            made[id(norm)] = to(norm, path).train(norm.training)
+    found = model.named_modules(remove_duplicate=False)
+    paths = [path for path, norm in found if isinstance(norm, Norm) and (only is None or only(path, norm))]
+    for path in paths:
+        _check(model.get_submodule(path), path)
+    model, made = copy.deepcopy(model), dict[nn.Module, nn.Module]()
+    for path, norm in [(path, model.get_submodule(path)) for path in paths]:
+        assert isinstance(norm, Norm)
+        if norm not in made:
+            made[norm] = to(norm, path).train(norm.training)
         if not path:
-            return made[id(norm)]
+            return made[norm]
         parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, made[id(norm)])
+        setattr(model.get_submodule(parent), name, made[norm])
     return model
 
 
