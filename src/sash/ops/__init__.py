@@ -5,6 +5,7 @@ from sash.ops._adjoint import conv_adjoint
 from sash.ops._boxes import anchors, box_iou, decode_boxes, encode_boxes
 from sash.ops._gated import Gated, gated
 from sash.ops._heads import convolutional_classifier, convolutional_head
+from sash.ops._inverse import Inverse, InverseConv, invert_conv
 from sash.ops._join import Join, join
 from sash.ops._limited_sharing import LimitedSharingConv, limited_sharing_conv
 from sash.ops._loss import SoftmaxLoss, softmax_loss, softmax_losses
@@ -32,6 +33,8 @@ __all__ = [
     "Gated",
     "GhostBatchNorm",
     "GroupNormAct",
+    "Inverse",
+    "InverseConv",
     "Join",
     "LimitedSharingConv",
     "RoIAlign",
@@ -59,6 +62,7 @@ __all__ = [
     "gated",
     "ghost_norm",
     "group_norm_act",
+    "invert_conv",
     "join",
     "limited_sharing_conv",
     "linear_to_conv",
