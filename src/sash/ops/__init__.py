@@ -15,6 +15,7 @@ from sash.ops._norm_activation import BatchNormAct, GroupNormAct, batch_norm_act
 from sash.ops._norm_swap import swap_norms, to_accumulated, to_batch, to_frozen, to_ghost, to_group, to_instance, to_layer
 from sash.ops._norms import FrozenBatchNorm, GhostBatchNorm, frozen_norm, ghost_norm
 from sash.ops._pointwise import conv_to_linear, linear_to_conv
+from sash.ops._pooling import Pool, adaptive_pool, avg_pool, global_pool, max_pool, pyramid_pool
 from sash.ops._roi import RoIAlign, RoIPool, roi_align, roi_pool
 from sash.ops._separable import SeparableConv, separable_conv
 from sash.ops._separable_bands import Band, band_of
@@ -37,6 +38,7 @@ __all__ = [
     "InverseConv",
     "Join",
     "LimitedSharingConv",
+    "Pool",
     "RoIAlign",
     "RoIPool",
     "SeparableConv",
@@ -44,7 +46,9 @@ __all__ = [
     "SetPool",
     "SoftmaxLoss",
     "accumulate_batch_norm",
+    "adaptive_pool",
     "anchors",
+    "avg_pool",
     "band_of",
     "batch_norm_act",
     "batch_norm_over",
@@ -61,13 +65,16 @@ __all__ = [
     "frozen_norm",
     "gated",
     "ghost_norm",
+    "global_pool",
     "group_norm_act",
     "invert_conv",
     "join",
     "limited_sharing_conv",
     "linear_to_conv",
     "match",
+    "max_pool",
     "nms",
+    "pyramid_pool",
     "roi_align",
     "roi_pool",
     "sample_balanced",
