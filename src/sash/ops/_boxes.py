@@ -37,7 +37,7 @@ def box_iou(boxes: Real[Tensor, "box 4"], others: Real[Tensor, "other 4"]) -> Fl
     corner = torch.maximum(boxes[:, None, :2], others[:, :2])
     end = torch.minimum(boxes[:, None, 2:], others[:, 2:])
     inner = (end - corner).clamp(min=0).prod(2)
-    union = areas(boxes)[:, None] + areas(others) - inner
+    union = _areas(boxes)[:, None] + _areas(others) - inner
     return torch.where(inner > 0, inner / union, 0)
 
 
@@ -125,8 +125,7 @@ def decode_boxes(
     return torch.cat([centre - half, centre + half], -1)
 
 
-def areas(boxes: Float[Tensor, "box 4"]) -> Float[Tensor, " box"]:
-    """Width times height; 0 where a box ends before it begins."""
+def _areas(boxes: Float[Tensor, "box 4"]) -> Float[Tensor, " box"]:
     return (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1)
 
 

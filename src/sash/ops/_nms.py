@@ -3,15 +3,14 @@
 # ruff: noqa: F722 (jaxtyping writes axes as text, which is no annotation to ruff)
 from __future__ import annotations
 
-from typing import Any
-
+import numpy as np
 import torch
 from jaxtyping import Int64, Integer, Real
 from torch import Tensor
 
 from sash.errors import InputError
 from sash.ops._box_checks import check_boxes, check_device, check_share, computed, has_values, shown
-from sash.ops._boxes import areas, box_iou
+from sash.ops._boxes import box_iou
 from sash.ops._compiled import compiled
 
 BLOCK = 512
@@ -30,7 +29,7 @@ def nms(boxes: Real[Tensor, "box 4"], scores: Real[Tensor, " box"], threshold: f
     _check(boxes, scores, threshold)
     order = scores.argsort(descending=True, stable=True)
     ends = torch.full_like(order, len(order))
-    return order[nms_kept(computed(boxes.detach())[order], ends, threshold)]
+    return order[nms_kept(_lines(boxes, order), ends, threshold)]
 
 
 def batched_nms(
@@ -48,34 +47,36 @@ def batched_nms(
     order = scores.argsort(descending=True, stable=True)
     grouped, together = groups[order].sort(stable=True)
     ends = torch.searchsorted(grouped, grouped, right=True)
-    kept = nms_kept(computed(boxes.detach())[order[together]], ends, threshold)
+    kept = nms_kept(_lines(boxes, order[together]), ends, threshold)
     return order[torch.empty_like(kept).scatter_(0, together, kept)]
 
 
 @torch.library.custom_op("sash::nms_kept", mutates_args=())
-def nms_kept(boxes: Tensor, ends: Tensor, threshold: float) -> Tensor:
-    """Whether each box stays. They come group by group and within it best first; `ends` is, for each, the first beyond its group."""
-    kept = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    if not len(boxes):
-        return kept
+def nms_kept(lines: Tensor, ends: Tensor, threshold: float) -> Tensor:
+    """Whether each box stays. They come as four lines, x1 to y2, group by group and within it best first; `ends` is, for each box, the
+    first beyond its group."""
+    kept = torch.zeros(lines.shape[1], dtype=torch.bool, device=lines.device)
     # To the type of the overlaps, downwards: an overlap is above the one exactly if it is above the other.
-    limit = torch.tensor(threshold, dtype=boxes.dtype)
+    number = np.float64 if lines.dtype is torch.float64 else np.float32
+    limit = number(threshold)
     if float(limit) > threshold:
-        limit = torch.nextafter(limit, limit.new_tensor(-1.0))
-    if compiled(boxes):
+        limit = np.nextafter(limit, number(-1))
+    if compiled(lines):
         from sash.ops import _nms_kernels
 
-        lines = [line.contiguous().numpy() for line in (*boxes.unbind(1), areas(boxes), ends)]
-        operands: list[Any] = [*lines, limit.numpy()[()], kept.numpy()]
-        _nms_kernels.keep(*operands)
+        _nms_kernels.keep(lines.contiguous().numpy(), ends.numpy(), limit, kept.numpy())
     else:
-        _keep(boxes, ends, float(limit), kept)
+        _keep(lines.t(), ends, float(limit), kept)
     return kept
 
 
 @nms_kept.register_fake
-def _(boxes: Tensor, ends: Tensor, threshold: float) -> Tensor:
-    return boxes.new_empty(boxes.shape[0], dtype=torch.bool)
+def _(lines: Tensor, ends: Tensor, threshold: float) -> Tensor:
+    return lines.new_empty(lines.shape[1], dtype=torch.bool)
+
+
+def _lines(boxes: Tensor, order: Tensor) -> Tensor:
+    return computed(boxes.detach()).t()[:, order].contiguous()
 
 
 def _keep(boxes: Tensor, ends: Tensor, limit: float, kept: Tensor) -> None:

@@ -6,21 +6,21 @@ import numpy as np
 from numba import njit
 
 
-@njit(nogil=True, cache=True)
-def keep(x1, y1, x2, y2, areas, ends, threshold, kept):
+# NumPy's division, not Python's: boxes without area have 0 / 0, which is above no threshold and no error.
+@njit(nogil=True, cache=True, error_model="numpy")
+def keep(lines, ends, threshold, kept):
     """Whether each box stays, best first: what overlaps one that stays by more than the threshold goes, up to the end of its group."""
-    count = len(x1)
-    gone = np.zeros(count, np.int32)
-    none = areas.dtype.type(0)
-    for i in range(count):
+    x1, y1, x2, y2 = lines
+    none = lines.dtype.type(0)
+    areas = np.maximum(x2 - x1, none) * np.maximum(y2 - y1, none)
+    gone = np.zeros(len(x1), np.bool_)
+    for i in range(len(x1)):
         if gone[i]:
             continue
         kept[i] = True
         left, top, right, bottom, area = x1[i], y1[i], x2[i], y2[i], areas[i]
-        # No branch: the compiler then does many boxes at once.
         for j in range(i + 1, ends[i]):
             width = max(min(right, x2[j]) - max(left, x1[j]), none)
             height = max(min(bottom, y2[j]) - max(top, y1[j]), none)
             inner = width * height
-            # Without area 0 / 0, which is above no threshold.
             gone[j] |= inner / (area + areas[j] - inner) > threshold
