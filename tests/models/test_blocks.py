@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sash.errors import InputError
-from sash.models import inverted_residual, mlpconv, separable_block
+from sash.models import gated_block, inverted_residual, mlpconv, separable_block
 
 
 def count(model: nn.Module) -> int:
@@ -68,10 +68,57 @@ def test_an_inverted_residual_adds_its_input_only_where_nothing_changes():
         assert block(x).any() == block.adds
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("size", "stride", "dilation"), [(3, 1, 1), (4, 1, 2), (3, 2, 3), (1, 3, 1)])
+def test_a_gated_block_is_its_convolution_written_out(size, stride, dilation, causal):
+    torch.manual_seed(0)
+    block = gated_block(3, 4, size, stride=stride, dilation=dilation, causal=causal).double()
+    x = torch.randn(2, 3, 17, dtype=torch.float64)
+    room = dilation * (size - 1)
+    padded = F.pad(x, (room, 0) if causal else (room // 2, room - room // 2))
+    both = F.conv1d(padded, block.convolution.weight, block.convolution.bias, stride, dilation=dilation)
+    expected = both[:, :4].sigmoid() * both[:, 4:].tanh()
+    found = block(x)
+    assert found.shape == (2, 4, -(-17 // stride))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("way", [None, "project"])
+def test_a_causal_gated_block_reads_nothing_that_comes_later(way):
+    torch.manual_seed(0)
+    block = gated_block(3, 4, 3, stride=2, dilation=2, causal=True, way=way)
+    x = torch.randn(1, 3, 20, requires_grad=True)
+    y = block(x)
+    for step in range(y.shape[2]):
+        (gradient,) = torch.autograd.grad(y[..., step].sum(), x, retain_graph=True)
+        assert not gradient[..., 2 * step + 1 :].any()
+        assert gradient[..., 2 * step].any()
+
+
+@pytest.mark.parametrize(("way", "out", "stride"), [("crop", 3, 1), ("project", 5, 2), ("pool", 3, 2), (("pool", "pad"), 5, 2)])
+def test_a_gated_block_adds_its_input_in_the_way_that_is_chosen(way, out, stride):
+    torch.manual_seed(0)
+    block = gated_block(3, out, 3, stride=stride, way=way)
+    nn.init.zeros_(block.convolution.weight)
+    nn.init.zeros_(block.convolution.bias)
+    x = torch.randn(2, 3, 10)
+    found = block(x)
+    assert found.shape == (2, out, 10 // stride)
+    if way == "crop":
+        assert torch.equal(found, x)
+    elif way == "project":
+        torch.testing.assert_close(found, block.join.project(x))
+    else:
+        torch.testing.assert_close(found[:, :3], F.avg_pool1d(x, 2))
+        assert not found[:, 3:].any()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: mlpconv(3, (), 3), "widths=.*at least 1"),
+        (lambda: gated_block(3, 4, 3, stride=0), "stride=0: a gated block has at least 1"),
+        (lambda: gated_block(3, 4, 3, stride=2, way="crop")(torch.zeros(1, 3, 8)), "3.*4|channels"),
         (lambda: inverted_residual(8, 8, expand=0), "expand=0: an inverted residual has at least 1"),
     ],
 )

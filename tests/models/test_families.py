@@ -77,10 +77,10 @@ def test_what_the_paper_took_away_from_a_pooled_network_is_a_pool_and_nothing_el
         assert convpool == conv == pooled + more  # 9 (96² + 192²) weights, 96 + 192 biases
 
 
-@pytest.mark.parametrize(("depth", "version"), [(18, "v1.5"), (50, "v1.5")])
-def test_a_resnet_with_torchvisions_weights_is_torchvisions(torchvision, depth, version):
+@pytest.mark.parametrize("depth", [18, 50])
+def test_a_resnet_with_torchvisions_weights_is_torchvisions(torchvision, depth):
     theirs = getattr(torchvision.models, f"resnet{depth}")(num_classes=5).double().eval()
-    ours = resnet(depth, classes=5, version=version).double().eval()
+    ours = resnet(depth, classes=5).double().eval()
     weights = [value for name, value in theirs.state_dict().items()]
     assert [value.shape for value in ours.state_dict().values()] == [value.shape for value in weights]
     ours.load_state_dict(dict(zip(ours.state_dict(), weights, strict=True)))
@@ -103,12 +103,13 @@ def test_a_vgg_has_torchvisions_names_and_shapes(torchvision, depth, norm):
     assert {name: value.shape for name, value in ours.state_dict().items()} == shapes
 
 
-def test_a_vgg_with_torchvisions_weights_is_torchvisions(torchvision):
-    theirs = torchvision.models.VGG(torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["A"]), num_classes=4, dropout=0.3)
-    ours = vgg(11, classes=4)
+def test_a_vggs_convolutions_with_torchvisions_weights_are_torchvisions(torchvision):
+    narrow = [side if side == "M" else side // 16 for side in torchvision.models.vgg.cfgs["A"]]
+    theirs = torchvision.models.vgg.make_layers(narrow, batch_norm=True).double().eval()
+    ours = vgg(11, width=4, hidden=None, norm=True).double().eval().features
     ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(1, 3, 70, 64)
-    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+    x = torch.randn(2, 3, 70, 64, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-12)
 
 
 def test_version_1_strides_a_bottlenecks_first_convolution_and_version_1_5_its_second():
@@ -128,7 +129,7 @@ def test_every_all_cnn_averages_six_by_six_scores_of_a_cifar_picture(kind, base)
 
 
 def test_network_in_network_has_caffes_sizes():
-    model = nin().eval()
+    model = nin(width=192).eval()
     sides, x = [], torch.randn(1, 3, 32, 32)
     for layer in model:
         x = layer(x)

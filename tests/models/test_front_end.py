@@ -78,7 +78,7 @@ def test_under_autocast_steps_are_those_of_single_precision_up_to_its_rounding()
         (lambda: front_end(1, strides=()), r"strides=\(\): a front end has at least one"),
         (lambda: front_end(1, strides=(10, 0)), r"strides\[1\]=0: each stride"),
         (lambda: front_end(0), "in_channels=0: a front end"),
-        (lambda: front_end(2)(torch.zeros(1, 60_000, 1)), "the signals are 1x60000x1; they have to be batch x length x 2"),
+        (lambda: front_end(2)(torch.zeros(1, 60_000, 1)), "the signals are 1x60000x1 of torch.float32; they have to be batch x length x 2"),
         (lambda: front_end(1)(torch.zeros(60_000, 1)), "the signals are 60000x1"),
         (lambda: front_end(1)(torch.zeros(1, 999, 1)), r"999 steps long; strides \(10, 10, 10\) make one output of 1000"),
         (lambda: front_end(1)(torch.zeros(2, 1000, 1), torch.tensor([3])), "lengths are 1 of torch.int64; .* 2 whole numbers"),

@@ -1,8 +1,11 @@
 import pytest
 import torch
 
+import sash
 from sash.errors import InputError
 from sash.models import FAMILIES, SeparableConv, plain_conv, unet
+
+KINDS = ("plain", "separable", "fused")
 
 
 def parameters(model: torch.nn.Module) -> int:
@@ -19,7 +22,7 @@ def test_a_separable_convolution_has_the_parameters_its_docstring_says():
     assert parameters(SeparableConv(24, 40)) == 10 * 24 + 24 * 40 + 40
 
 
-@pytest.mark.parametrize("kind", ["plain", "separable"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sides", [(32, 48), (21, 35)])
 def test_scores_have_the_size_of_the_picture(kind, sides):
     model = unet(kind, in_channels=2, classes=5, width=4, depth=3)
@@ -47,5 +50,30 @@ def test_what_cannot_be_built_is_named(settings, message):
         unet(**settings)
 
 
-def test_the_command_line_knows_the_separable_kind():
-    assert parameters(FAMILIES["unet-separable"]()) == 1_983_583
+@pytest.mark.parametrize("kind", ["separable", "fused"])
+def test_the_command_line_knows_both_separable_kinds(kind):
+    with torch.device("meta"):
+        assert parameters(FAMILIES[f"unet-{kind}"]()) == 1_983_583
+
+
+def test_the_fused_kind_takes_the_separable_ones_weights_and_gives_its_scores_and_gradients():
+    torch.manual_seed(0)
+    separable, fused = (unet(kind, width=4, depth=2).double() for kind in ("separable", "fused"))
+    fused.load_state_dict(separable.state_dict())
+    x = torch.randn(2, 3, 17, 24, dtype=torch.float64)
+    expected, found = separable(x), fused(x)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    towards = torch.randn_like(expected)
+    for one, other in zip(
+        torch.autograd.grad(expected, [*separable.parameters()], towards),
+        torch.autograd.grad(found, [*fused.parameters()], towards),
+        strict=True,
+    ):
+        torch.testing.assert_close(other, one, rtol=1e-10, atol=1e-10)
+
+
+def test_the_fused_kind_trains_in_less_memory_than_the_separable_one():
+    peaks = {kind: sash.forecast(sash.Workload(unet(kind, width=16, depth=2), "1x3x512x512", train=True)).peak_bytes for kind in KINDS}
+    # What is left are the inputs of convolutions and norms, which both kinds save.
+    assert peaks["fused"] < 0.85 * peaks["separable"]
+    assert peaks["plain"] < peaks["separable"]

@@ -3,13 +3,20 @@
 # ruff: noqa: F722 (jaxtyping writes axes as text, which is no annotation to ruff)
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sash.errors import InputError
 from sash.models._pictures import check_counts
+from sash.ops import Join, gated
+
+Way = Literal["project", "crop", "pool", "pad"]
+Ways = Way | Sequence[Way]
 
 
 def mlpconv(in_channels: int, widths: tuple[int, ...], size: int, stride: int = 1) -> nn.Sequential:
@@ -65,6 +72,37 @@ class InvertedResidual(nn.Module):
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch out rows columns"]:
         y = self.residual(x)
         return x + y if self.adds else y
+
+
+def gated_block(
+    in_channels: int, out_channels: int, size: int, *, stride: int = 1, dilation: int = 1, causal: bool = False, way: Ways | None = None
+) -> GatedBlock:
+    """A 1-D convolution to twice `out_channels`, of which one half gates the other: σ(a) · tanh(b).
+
+    Padded to length ÷ stride, rounded up; `causal`, before the signal alone, so that no output reads what comes after it. With a `way`
+    (or several), the input is added, made alike as `sash.ops.join` does it; without, it is not.
+
+    Source: A. van den Oord and others, "WaveNet: A Generative Model for Raw Audio", 2016, section 2.3.
+    """
+    counts = {"in_channels": in_channels, "out_channels": out_channels, "size": size, "stride": stride, "dilation": dilation}
+    check_counts("a gated block", **counts)
+    return GatedBlock(in_channels, out_channels, size, stride, dilation, causal, way)
+
+
+class GatedBlock(nn.Module):
+    """`gated_block` as a layer."""
+
+    def __init__(self, in_channels: int, out_channels: int, size: int, stride: int, dilation: int, causal: bool, way: Ways | None) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(in_channels, 2 * out_channels, size, stride, dilation=dilation)
+        room = dilation * (size - 1)
+        self.pad = (room, 0) if causal else (room // 2, room - room // 2)
+        align = "end" if causal else "centre"
+        self.join = None if way is None else Join(way, in_channels, out_channels, stride=stride, align=align)
+
+    def forward(self, x: Float[Tensor, "batch channel length"]) -> Float[Tensor, "batch out steps"]:
+        y = gated(self.convolution(F.pad(x, self.pad)))
+        return y if self.join is None else self.join(x, y)
 
 
 def _normed(before: int, after: int, size: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import math
 
-import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sash.errors import InputError
+from sash.models._lengths import check_lengths, ended
 from sash.models._pictures import check_counts
 
 
-def front_end(in_channels: int, width: int = 128, *, strides: tuple[int, ...] = (10, 10, 10), out_channels: int | None = None) -> FrontEnd:
+def front_end(
+    in_channels: int = 1, width: int = 128, *, strides: tuple[int, ...] = (10, 10, 10), out_channels: int | None = None
+) -> FrontEnd:
     """A chain of strided convolutions: (batch, length, in_channels) → (batch, length // prod(strides), out_channels).
 
     By default 60 000 steps become 60. Each convolution reads two strides (one more where the stride is odd), so that every sample is seen
@@ -56,44 +58,16 @@ class FrontEnd(nn.Module):
         strides, and for lengths that are not one whole number a signal, or that lie beyond the signals (not looked at where tensors have no
         values).
         """
-        self._check(x, lengths)
-        y = _ended(x, lengths).transpose(1, 2)
+        check_lengths("signals", x, self.in_channels, lengths)
+        if x.shape[1] < math.prod(self.strides):
+            shape, least = "x".join(map(str, x.shape)), math.prod(self.strides)
+            raise InputError(f"the signals are {shape}, {x.shape[1]} steps long; strides {self.strides} make one output of {least}.")
+        y = ended(x, lengths).transpose(1, 2)
         for convolution, norm, stride in zip(self.convolutions, self.norms, self.strides, strict=True):
             lengths = None if lengths is None else lengths // stride
-            y = _ended(F.gelu(norm(convolution(y).transpose(1, 2))), lengths).transpose(1, 2)
+            y = ended(F.gelu(norm(convolution(y).transpose(1, 2))), lengths).transpose(1, 2)
         return y.transpose(1, 2)
 
     def outputs(self, length: int) -> int:
         """Steps that come out of `length` samples; of a tensor of lengths, a tensor."""
         return length // math.prod(self.strides)
-
-    def _check(self, x: Tensor, lengths: Tensor | None) -> None:
-        shape, shortest = "x".join(map(str, x.shape)), math.prod(self.strides)
-        if x.dim() != 3 or x.shape[2] != self.in_channels:
-            raise InputError(f"the signals are {shape}; they have to be batch x length x {self.in_channels}.")
-        if x.shape[1] < shortest:
-            raise InputError(f"the signals are {shape}, {x.shape[1]} steps long; strides {self.strides} make one output of {shortest}.")
-        if lengths is None:
-            return
-        if lengths.shape != x.shape[:1] or lengths.is_floating_point() or lengths.dtype is torch.bool:
-            found = f"{'x'.join(map(str, lengths.shape)) or 'a single number'} of {lengths.dtype}"
-            raise InputError(f"lengths are {found}; for signals of {shape} they have to be {x.shape[0]} whole numbers.")
-        if not _has_values(lengths) or not lengths.numel():
-            return
-        least, most = int(lengths.min()), int(lengths.max())
-        if least < 0 or most > x.shape[1]:
-            raise InputError(f"lengths go from {least} to {most}; signals of {shape} have lengths from 0 to {x.shape[1]}.")
-
-
-def _ended(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """The signals (batch, step, channel), zero from their lengths on."""
-    if lengths is None:
-        return x
-    behind = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
-    return x.masked_fill(behind[:, :, None], 0)
-
-
-def _has_values(tensor: Tensor) -> bool:
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    return not (tensor.is_meta or isinstance(tensor, FakeTensor) or torch.compiler.is_compiling())

@@ -17,7 +17,7 @@ class Epoch:
     held_out: dict[str, float]
     """The same over the held-out data, after the epoch; empty where there are none."""
     wall_s: float = field(compare=False)
-    """Seconds that the epoch took; after a resumption, of the part that ran since."""
+    """Seconds of training, without the held-out data; after a resumption, of the part that ran since."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,7 @@ class Run:
         return patience is not None and self.best is not None and len(self.epochs) - 1 - self.best >= patience
 
     def random(self) -> dict[str, Tensor]:
+        """Torch's random states, of the processor and of the model's device."""
         found = {"cpu": torch.get_rng_state()}
         return {**found, "cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else found
 

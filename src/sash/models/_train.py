@@ -64,6 +64,8 @@ def train(
     loss is no finite number, before a step with it.
     """
     _check(epochs, steps, batch, patience, every, checkpoint)
+    if "loss" in (metrics or {}):
+        raise InputError("metrics has a 'loss', which is the name of the loss itself; give it another.")
     stepper = optimizer if isinstance(optimizer, Optimizer) else optimizer(model.parameters())
     run = Run(model, stepper, schedule(stepper) if schedule else None, loss, metrics or {})
     known = {"seed": seed, "batch": batch, "samples": samples_of(data), "schedule": type(run.schedule).__name__}
