@@ -22,15 +22,15 @@ from sash.units import format_bytes
 SOLVE_S = 4.0
 """Most seconds for one integer program; a good solution found by then is taken as it is."""
 LEAST_S = 1.0
-"""The same where the least peak is looked for, which is harder to prove and easier to improve on otherwise."""
+"""The same where the program is to lower the peak as far as it can, which is harder to prove and easier to improve on by targets."""
 PATIENCE_S = 5.0
 """After so long no further cut is tried if a schedule was found."""
 WORTH = 0.005
 """A further cut must save this share of the extra time."""
-AIMS = 3
-"""Programs for one cut: each aims lower by what the last one's simulation was over."""
-STEP = 0.02
-"""The least peak is looked for in steps of this share."""
+AIMS = 6
+"""Programs for one cut: each aims lower by what the last one's simulation was over, and by twice its own step at least."""
+STEPS = 0.02, 0.005
+"""The least peak is looked for in steps of the first share, then of halves of it down to the second."""
 
 Row = tuple[str, int, tuple[int, ...], tuple[int, ...], bool, tuple[int, ...]]
 
@@ -122,13 +122,15 @@ def least_recompute(problem: Problem) -> tuple[Recompute, int]:
     for cut in problem.cuts():
         best = _lower(problem, solve(problem, None, cut, LEAST_S), best)
     # The program sees the worst case only; what it finds within a target often ends below its own least.
-    before, started = math.inf, time.perf_counter()
-    while best[1].peak_bytes < before and time.perf_counter() - started < PATIENCE_S:
+    (step, finest), started = STEPS, time.perf_counter()
+    while step >= finest and time.perf_counter() - started < PATIENCE_S:
         before = best[1].peak_bytes
         for cut in problem.cuts():
-            best = _lower(problem, solve(problem, int(before * (1 - STEP)), cut, LEAST_S), best)
+            best = _lower(problem, solve(problem, int(before * (1 - step)), cut, SOLVE_S), best)
             if best[1].peak_bytes < before:
                 break
+        else:
+            step /= 2
     return as_lever(*best), best[1].peak_bytes
 
 
@@ -140,7 +142,7 @@ def _lower(problem: Problem, schedule: Schedule | None, best: tuple[Schedule, Si
 
 
 def _within(problem: Problem, target: int, cut: Cut, below_s: float) -> tuple[Schedule, Simulation] | None:
-    aim = target
+    aim, step = target, 0
     for _ in range(AIMS):
         schedule = solve(problem, aim, cut, SOLVE_S, below_s)
         if schedule is None:
@@ -148,8 +150,9 @@ def _within(problem: Problem, target: int, cut: Cut, below_s: float) -> tuple[Sc
         simulation = Simulation(problem, schedule)
         if simulation.peak_bytes <= target:
             return schedule, simulation
-        # What second runs take for a moment is not in the program.
-        aim -= simulation.peak_bytes - target
+        # What second runs take for a moment is not in the program, so a lower aim may change nothing: go further each time.
+        step = max(simulation.peak_bytes - target, 2 * step)
+        aim -= step
     return None
 
 
