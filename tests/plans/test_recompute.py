@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import sash
 from sash.cost import calibrate
+from sash.plans import _recompute
 from sash.plans._graph import record
 from sash.plans._lever import pull, shared_copy
 from sash.plans._operators import call_again, note_bytes, notes
@@ -385,3 +386,25 @@ def test_dropout_that_is_dropped_draws_once():
     with Draws() as draws:
         planned(torch.randn(8, 16)).sum().backward()
     assert draws.count == 2
+
+
+def test_an_aim_that_changes_nothing_is_lowered_further_each_time(monkeypatch):
+    problem, aims, over, solve = problem_of(workload("convolutions")), [], 64, _recompute.solve
+    plain = problem.everything()
+    target = Simulation(problem, plain).peak_bytes - over
+
+    def stubborn(problem, aim, cut, seconds, below_s):
+        aims.append(aim)
+        return plain if aim > target - 20 * over else solve(problem, None, cut, seconds)
+
+    monkeypatch.setattr(_recompute, "solve", stubborn)
+    found = recompute_within(problem, target)
+    assert found is not None
+    assert found[1] <= target
+    assert aims[:6] == [target - over * one for one in (0, 1, 3, 7, 15, 31)]
+
+
+@pytest.mark.parametrize("name", ["convolutions", "attention"])
+def test_nothing_is_found_a_fiftieth_below_the_least(name):
+    problem = problem_of(workload(name, 4))
+    assert recompute_within(problem, int(least_recompute(problem)[1] * 0.98)) is None
