@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from sash.errors import InputError
 from sash.ops._separable_bands import Geometry, PaddingMode, Pads, read_geometry
+from sash.ops._shown import shown
 
 TRANSPOSED: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -38,7 +39,7 @@ def conv_adjoint(
     Memory beside input and result: where padding is not plain zeros, a padded map. Raises `InputError` where y is not the size that inputs
     of `size` give, and where other shapes or settings do not go together.
     """
-    axes = _check_weight(y, weight, groups)
+    axes = check_weight(y, weight, groups)
     sides = (size,) * axes if isinstance(size, int) else tuple(size)
     geometry = read_geometry(tuple(weight.shape[2:]), stride, padding, dilation, padding_mode)
     _check_sides(y, sides, geometry)
@@ -81,17 +82,17 @@ def _folded(padded: Tensor, sides: tuple[int, ...], pads: Pads, mode: str) -> Te
     return padded
 
 
-def _check_weight(y: Tensor, weight: Tensor, groups: int) -> int:
+def check_weight(y: Tensor, weight: Tensor, groups: int) -> int:
     """The number of spatial axes. Raises `InputError` for what does not go together."""
     axes = weight.dim() - 2
     if axes not in (1, 2, 3) or not weight.numel():
-        raise InputError(f"the weight is {_shown(weight)}; it has to be out x channel x window, with 1 to 3 axes of window.")
+        raise InputError(f"the weight is {shown(weight)}; it has to be out x channel x window, with 1 to 3 axes of window.")
     out = weight.shape[0]
     if not isinstance(groups, int) or groups < 1 or out % groups:
-        raise InputError(f"groups is {groups!r}, and the weight {_shown(weight)} has {out} output channels; it has to divide them.")
+        raise InputError(f"groups is {groups!r}, and the weight {shown(weight)} has {out} output channels; it has to divide them.")
     if y.dim() not in (axes + 1, axes + 2) or y.shape[-axes - 1] != out:
         raise InputError(
-            f"y is {_shown(y)}, and the weight {_shown(weight)} makes {out} channels on {axes} spatial axes; "
+            f"y is {shown(y)}, and the weight {shown(weight)} makes {out} channels on {axes} spatial axes; "
             f"it has to be batch x {out} and {axes} axes, or that without a batch."
         )
     if y.device != weight.device:
@@ -112,8 +113,4 @@ def _check_sides(y: Tensor, sides: tuple[int, ...], geometry: Geometry) -> None:
             least = max((count - 1) * window.stride + window.span - sum(window.pad), 1)
             wanted = f"from {least} to {least + window.stride - 1}" if window.stride > 1 else f"{least}"
             told = f"sizes that give {count}: {wanted}" if count else "no input gives none"
-            raise InputError(f"y is {_shown(y)}, and an input of {side} samples on spatial axis {axis} gives {found} outputs; {told}.")
-
-
-def _shown(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a single number"
+            raise InputError(f"y is {shown(y)}, and an input of {side} samples on spatial axis {axis} gives {found} outputs; {told}.")

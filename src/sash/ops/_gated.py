@@ -10,13 +10,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sash.errors import InputError
+from sash.ops._shown import shown
 
 
 def gated(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"] | None = None, *, axis: int = 1) -> Float[Tensor, "*gated"]:
     """The gate's logistic function times the other's hyperbolic tangent, σ(a) · tanh(b); of one tensor, its first half along `axis` is a.
 
     Written out, autograd keeps σ(a) and tanh(b) beside the result. Here it keeps σ(a) and the result itself, which the next layer keeps
-    anyhow; tanh(b) is their quotient. So the result may not be changed in place. Backward holds one map beside the gradients.
+    anyhow; tanh(b) is their quotient. So the result may not be changed in place. Backward makes the gradients and nothing beside them.
 
     Computed in the tensors' own type. The gradient for b is within 8 roundings of |gradient · σ(a)|, that for a within 8 of its size; where
     σ(a) is below the type's least normal number (a < −87 in fp32), that for b is 0 to within that number. Under `torch.compile` and
@@ -115,18 +116,14 @@ def _check(a: Tensor, b: Tensor | None, axis: int) -> None:
             raise InputError(f"{name} is of type {tensor.dtype}; a gate is of floating numbers: {name}.float() would be.")
     if b is not None:
         if a.shape != b.shape:
-            raise InputError(f"a is {_shown(a)} and b is {_shown(b)}; a gate and what it lets through have one shape.")
+            raise InputError(f"a is {shown(a)} and b is {shown(b)}; a gate and what it lets through have one shape.")
         if (a.dtype, a.device) != (b.dtype, b.device):
             raise InputError(f"a is {a.dtype} on {a.device} and b is {b.dtype} on {b.device}; bring one to the other's.")
         return
     if not isinstance(axis, int) or isinstance(axis, bool) or not -a.dim() <= axis < a.dim():
-        raise InputError(f"axis {axis!r} was asked for, and the input is {_shown(a)}: it has {a.dim()} axes, counted from 0.")
+        raise InputError(f"axis {axis!r} was asked for, and the input is {shown(a)}: it has {a.dim()} axes, counted from 0.")
     if a.shape[axis] % 2:
         raise InputError(
-            f"the input is {_shown(a)}, and its axis {axis} of {a.shape[axis]} cannot be halved into gate and content; "
+            f"the input is {shown(a)}, and its axis {axis} of {a.shape[axis]} cannot be halved into gate and content; "
             f"make it {a.shape[axis] + 1}, or give the two apart: gated(a, b)."
         )
-
-
-def _shown(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a single number"

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sash.errors import InputError
+from sash.ops._adjoint import check_weight
 from sash.ops._separable_bands import Geometry, PaddingMode, pad, read_geometry
+from sash.ops._shown import has_values, shown
 
 MOST_CONDITION = 1e15
 """Of a layer that is inverted without noise, for outputs in float64; for other types as much less as they round more coarsely."""
@@ -148,7 +150,7 @@ def _matrix(y: Tensor, weight: Tensor, geometry: Geometry, sides: tuple[int, ...
     inputs, outputs = inner * math.prod(sides), outs * math.prod(y.shape[2:])
     if inputs * outputs * groups > MOST_ENTRIES:
         raise InputError(
-            f"the output is {_shown(y)}, and with {geometry.mode} padding of {geometry.pads} the layer's matrix has {outputs} x {inputs} "
+            f"y is {shown(y)}, and with {geometry.mode} padding of {geometry.pads} the layer's matrix has {outputs} x {inputs} "
             f"entries for each of {groups} groups, more than {MOST_ENTRIES}; circular padding that keeps the size needs none: "
             "invert tiles, or invert as if the layer were circular, with noise."
         )
@@ -184,7 +186,7 @@ def _judged(parts: _System, y: Tensor, noise: float | None) -> tuple[float, floa
     if noise is None and outputs < inputs:
         raise InputError(f"the layer makes {outputs} numbers of {inputs}{_each(parts)}: inputs are lost{told}.")
     values = torch.linalg.svdvals(parts.layer.detach())
-    if not _has_values(values):
+    if not has_values(values):
         return math.nan, math.nan
     most, least = float(values.max()), float(values[..., -1].min()) if outputs >= inputs else 0.0
     condition = most / least if least else math.inf
@@ -217,35 +219,20 @@ def _rounding(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps
 
 
-def _has_values(tensor: Tensor) -> bool:
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    return not (tensor.is_meta or isinstance(tensor, FakeTensor) or torch.compiler.is_compiling())
-
-
 def _check(
     y: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple[Any, Any, str], groups: int, noise: float | None
 ) -> tuple[Geometry, tuple[int, ...]]:
     """How the window slides, and the input's sides. Raises `InputError` for what does not go together."""
-    axes = weight.dim() - 2
-    if axes not in CONVOLVE or not weight.numel() or not weight.is_floating_point():
-        raise InputError(
-            f"the weight is {_shown(weight)} of {weight.dtype}; it has to be out x channel x window, with 1 to 3 axes of window."
-        )
-    out = weight.shape[0]
-    if not isinstance(groups, int) or groups < 1 or out % groups:
-        raise InputError(f"groups is {groups!r}, and the weight {_shown(weight)} has {out} output channels; it has to divide them.")
-    if y.dim() not in (axes + 1, axes + 2) or y.shape[-axes - 1] != out or not y.is_floating_point():
-        raise InputError(
-            f"the output is {_shown(y)} of {y.dtype}, and the weight {_shown(weight)} makes {out} channels on {axes} spatial axes; "
-            f"it has to be batch x {out} and {axes} axes, or that without a batch, of floating numbers."
-        )
+    axes, out = check_weight(y, weight, groups), weight.shape[0]
+    for name, tensor in (("y", y), ("the weight", weight)):
+        if not tensor.is_floating_point():
+            raise InputError(f"{name} is of type {tensor.dtype}; it has to be floating.")
     if bias is not None and bias.shape != (out,):
-        raise InputError(f"bias is {_shown(bias)}; it has to be {out} numbers, one an output channel.")
+        raise InputError(f"bias is {shown(bias)}; it has to be {out} numbers, one an output channel.")
+    if bias is not None and bias.device != y.device:
+        raise InputError(f"y is on {y.device} and the bias on {bias.device}; move one to the other's.")
     for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.device != y.device:
-            raise InputError(f"the output is on {y.device} and the {name} on {tensor.device}; move one to the other's.")
-        if tensor is not None and _has_values(tensor) and not tensor.isfinite().all():
+        if tensor is not None and has_values(tensor) and not tensor.isfinite().all():
             raise InputError(f"the {name} has numbers that are not finite; no input can be found through it.")
     if noise is not None and not (isinstance(noise, (int, float)) and 0 < noise < math.inf):
         raise InputError(f"noise is {noise!r}; it is the noise's power by the input's, above 0: leave it out where there is none.")
@@ -256,11 +243,7 @@ def _check(
         most = {"reflect": side - 1, "circular": side}.get(mode)
         if side < 1 or count < 1 or (most is not None and max(window.pad) > most):
             raise InputError(
-                f"the output is {_shown(y)}, and no input gives {count} samples on spatial axis {axis} with {mode} padding of {window.pad} "
+                f"y is {shown(y)}, and no input gives {count} samples on spatial axis {axis} with {mode} padding of {window.pad} "
                 f"and a window that spans {window.span}; it would have {side} samples."
             )
     return geometry, sides
-
-
-def _shown(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a single number"

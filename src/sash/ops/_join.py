@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sash.errors import InputError
+from sash.ops._pointwise import CONVOLUTIONS
+from sash.ops._shown import joined, shown
 from sash.window import Window
 
 Way = Literal["project", "crop", "pool", "pad"]
 Align = Literal["start", "centre", "end"]
 
-CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 AVERAGES = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 
@@ -104,19 +105,19 @@ def _project(x: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None, s
     axes = x.dim() - 2
     if weight.shape[1:] != (x.shape[1], *(1,) * axes):
         wanted = "x".join(map(str, ("out", x.shape[1], *(1,) * axes)))
-        raise InputError(f"the weight is {_shown(weight)}, and x is {_shown(x)}; to project it, the weight has to be {wanted}.")
+        raise InputError(f"the weight is {shown(weight)}, and x is {shown(x)}; to project it, the weight has to be {wanted}.")
     if stride is None:
         pairs = list(zip(x.shape[2:], y.shape[2:], strict=True))
         steps = [_stride(length, outputs) for length, outputs in pairs]
         if None in steps:
             length, outputs = pairs[steps.index(None)]
             raise InputError(
-                f"x is {_shown(x)} and y is {_shown(y)}: no stride makes {outputs} samples of {length}; "
+                f"x is {shown(x)} and y is {shown(y)}: no stride makes {outputs} samples of {length}; "
                 f"{_near(length, outputs)}, and way=('project', 'crop') or ('project', 'pad') does the rest."
             )
         stride = tuple(step for step in steps if step is not None)
     elif isinstance(stride, tuple) and len(stride) != axes:
-        raise InputError(f"stride is {stride}, {len(stride)} entries, and x {_shown(x)} has {axes} spatial axes; give 1 or {axes}.")
+        raise InputError(f"stride is {stride}, {len(stride)} entries, and x {shown(x)} has {axes} spatial axes; give 1 or {axes}.")
     steps = [stride] * axes if isinstance(stride, int) else [*stride]
     return CONVOLVE[axes](x, weight, bias, steps)
 
@@ -142,7 +143,7 @@ def _pool(x: Tensor, y: Tensor) -> Tensor:
         return x
     if any(wanted > length or wanted < 1 for length, wanted in zip(x.shape[2:], sides, strict=True)):
         raise InputError(
-            f"x is {_shown(x)} and y is {_shown(y)}: averages of x make it shorter, not longer; give the longer map as x, or pad."
+            f"x is {shown(x)} and y is {shown(y)}: averages of x make it shorter, not longer; give the longer map as x, or pad."
         )
     return AVERAGES[x.dim() - 2](x, sides)  # pyright: ignore[reportArgumentType]
 
@@ -172,14 +173,14 @@ def _before(count: int, align: Align) -> int:
 def _check(x: Tensor, y: Tensor, way: Way | Sequence[Way] | None, weight: Tensor | None, align: str) -> tuple[Way, ...]:
     """The ways, in order. Raises `InputError` for what cannot be joined at all, and where a way is wanted and none is chosen."""
     if x.dim() != y.dim() or x.dim() not in (3, 4, 5) or x.shape[0] != y.shape[0]:
-        raise InputError(f"x is {_shown(x)} and y is {_shown(y)}; both have to be batch x channel x 1 to 3 spatial axes, of one batch.")
+        raise InputError(f"x is {shown(x)} and y is {shown(y)}; both have to be batch x channel x 1 to 3 spatial axes, of one batch.")
     if x.device != y.device:
         raise InputError(f"x is on {x.device} and y on {y.device}; move one to the other's.")
     if align not in get_args(Align):
         raise InputError(f"align is {align!r}; it may be {', '.join(map(repr, get_args(Align)))}.")
     ways = _ways(("project",) if way is None and weight is not None else () if way is None else way)
     if ("project" in ways) != (weight is not None):
-        told = "no weight to project with" if weight is None else f"a weight {_shown(weight)}, but no 'project' among the ways"
+        told = "no weight to project with" if weight is None else f"a weight {shown(weight)}, but no 'project' among the ways"
         raise InputError(f"way is {way!r}, and there is {told}; give both or neither.")
     return ways
 
@@ -198,22 +199,14 @@ def _differ(x: Tensor, y: Tensor, ways: tuple[Way, ...], found: Tensor, other: T
         rest = "channels" if found.shape[1] != other.shape[1] else "lengths"
         more = "'project' (with a weight) or 'pad'" if rest == "channels" else "'crop', 'pool' or 'pad'"
         return (
-            f"x is {_shown(x)} and y is {_shown(y)}; after {', '.join(map(repr, ways))} they are {_shown(found)} and {_shown(other)}: "
+            f"x is {shown(x)} and y is {shown(y)}; after {', '.join(map(repr, ways))} they are {shown(found)} and {shown(other)}: "
             f"their {rest} differ still; go {more} as well."
         )
     least = [min(pair) for pair in zip(x.shape[2:], y.shape[2:], strict=True)]
     most = [max(pair) for pair in zip(x.shape[1:], y.shape[1:], strict=True)]
     weight = (y.shape[1], x.shape[1], *(1,) * len(least))
     return (
-        f"x is {_shown(x)} and y is {_shown(y)}: they cannot be added as they are. Choose a way: weight= of {_joined(weight)} "
-        f"projects x (with a stride), 'crop' keeps {_joined(least)} samples of both, 'pool' averages x to {_joined(y.shape[2:])}, "
-        f"'pad' adds zeros up to {_joined(most[1:])} samples and {most[0]} channels."
+        f"x is {shown(x)} and y is {shown(y)}: they cannot be added as they are. Choose a way: weight= of {joined(weight)} "
+        f"projects x (with a stride), 'crop' keeps {joined(least)} samples of both, 'pool' averages x to {joined(y.shape[2:])}, "
+        f"'pad' adds zeros up to {joined(most[1:])} samples and {most[0]} channels."
     )
-
-
-def _joined(sizes: Sequence[int]) -> str:
-    return "x".join(map(str, sizes))
-
-
-def _shown(tensor: Tensor) -> str:
-    return _joined(tensor.shape) or "a single number"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sash.errors import InputError
+from sash.ops._shown import shown
 from sash.window import Window
 
 
@@ -28,21 +29,19 @@ def limited_sharing_conv(
     never falls (sigmoid, ReLU) comes after: it passes through the maximum. Where all sections have the same filters, this is a convolution
     followed by max pooling (full weight sharing).
 
-    Memory beside the result: the sections, copied out of the input, and the outputs before pooling, `pool` a section and map; both are
-    saved. The gradient of a maximum goes to the first place that has it.
+    Memory beside the result: the outputs before pooling, `pool` a section and map, which are saved. The gradient of a maximum goes to the
+    first place that has it. Sections run one after another: that is faster than one grouped convolution, which wants them copied apart.
     Raises `InputError` where shapes do not go together, and unless there are as many sections as the bands have room for.
 
     Source: O. Abdel-Hamid et al., "Convolutional Neural Networks for Speech Recognition", 2014, section III-D.
     """
     window = _check(x, weight, bias, pool, shift)
-    sections, maps, channels, size = weight.shape
-    outer = x.shape[:-2]
-    # (batch, section, channel, band): one group of a convolution for each section.
-    parts = x.reshape(-1, *x.shape[-2:]).unfold(2, window.span, window.stride).transpose(1, 2)
-    stacked = parts.reshape(parts.shape[0], sections * channels, window.span)
-    filters = weight.reshape(sections * maps, channels, size)
-    outputs = F.conv1d(stacked, filters, None if bias is None else bias.reshape(-1), groups=sections)
-    return F.max_pool1d(outputs, pool).view(*outer, sections, maps).transpose(-1, -2)
+    offsets = [None] * weight.shape[0] if bias is None else bias
+    units = []
+    for section, (filters, offset) in enumerate(zip(weight, offsets, strict=True)):
+        read = window.reads(section, section + 1)
+        units.append(F.max_pool1d(F.conv1d(x[..., read.start : read.stop], filters, offset), pool))
+    return torch.cat(units, -1)
 
 
 class LimitedSharingConv(nn.Module):
@@ -88,15 +87,15 @@ def _section(size: int, pool: int, shift: int) -> Window:
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, pool: int, shift: int) -> Window:
     """A section's window. Raises `InputError` for what does not go together."""
     if weight.dim() != 4 or not weight.numel():
-        raise InputError(f"the weight is {_shown(weight)}; it has to be section x out x channel x size, each at least 1.")
+        raise InputError(f"the weight is {shown(weight)}; it has to be section x out x channel x size, each at least 1.")
     sections, maps, channels, size = weight.shape
     if x.dim() not in (2, 3) or x.shape[-2] != channels:
         raise InputError(
-            f"the input is {_shown(x)}, and the weight {_shown(weight)} reads {channels} channels; "
+            f"the input is {shown(x)}, and the weight {shown(weight)} reads {channels} channels; "
             f"it has to be batch x {channels} x band, or {channels} x band."
         )
     if bias is not None and bias.shape != (sections, maps):
-        raise InputError(f"bias is {_shown(bias)}; it has to be {sections}x{maps}, one number a section and map.")
+        raise InputError(f"bias is {shown(bias)}; it has to be {sections}x{maps}, one number a section and map.")
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.device != x.device:
             raise InputError(f"the input is on {x.device} and the {name} on {tensor.device}; move one to the other's.")
@@ -108,7 +107,3 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, pool: int, shift: int
             f"{shift} apart; {window.span + (sections - 1) * shift} bands have room for {sections}."
         )
     return window
-
-
-def _shown(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a single number"
