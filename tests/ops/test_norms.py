@@ -282,6 +282,18 @@ def test_without_batch_norm_in_training_gradients_are_added_up_in_one_pass():
     assert len(calls) == 3  # one to see that no norm counts
 
 
+def test_other_buffers_change_as_in_one_pass():
+    torch.manual_seed(0)
+    x = torch.randn(8, 3).double()
+    ours = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), GhostBatchNorm(4, 2), nn.Linear(4, 4), nn.BatchNorm1d(4)).double()
+    theirs = copy.deepcopy(ours)
+    accumulate_batch_norm(ours, [slice(0, 4), slice(4, 8)], lambda part: ours(x[part]).square().sum())
+    # Virtual batches of 2 are the same ones in the whole batch as in parts of 4.
+    theirs(x).square().sum().backward()
+    theirs[2].num_batches_tracked += 1  # parts are counted, there is one batch
+    assert_same_state(ours, theirs, 1e-12)
+
+
 def test_a_norm_with_a_forward_of_its_own_and_parts_of_different_ways_are_refused():
     x = torch.randn(6, 4)
     model = nn.Sequential(nn.Linear(4, 4), BatchNormAct(4, nn.ELU()))

@@ -26,8 +26,8 @@ def accumulate_batch_norm(model: nn.Module, parts: Sequence[Part], loss: Callabl
 
     `loss(part)` runs the model on one part and returns that part's share of the loss: shares add up to the batch's, as in
     `F.cross_entropy(model(images), labels, reduction="sum") / whole`. It is called many times for each part and has to do the same each
-    time; random numbers are drawn alike. Every batch norm that takes the batch's statistics counts; others, and virtual batches
-    (`GhostBatchNorm`), run as they are.
+    time; random numbers are drawn alike, and buffers that it changes are put back after every pass but the last. Every batch norm that
+    takes the batch's statistics counts; others, and virtual batches (`GhostBatchNorm`), run as they are.
 
     Exact up to rounding. A layer's statistics need those of the layers below for the whole batch, and its gradient needs the gradients of
     the layers above, so each of L batch norms takes a pass over all parts up to it, and one from it to the loss and back. With a backward
@@ -43,9 +43,14 @@ def accumulate_batch_norm(model: nn.Module, parts: Sequence[Part], loss: Callabl
     sweep = _Sweep(_norms(model))
     devices = sorted({one.device.index for one in model.parameters() if one.device.type == "cuda"})
     seeds = [int(seed) for seed in torch.randint(2**62, (len(parts),))]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
 
     def run(number: int, target: int, gathers: bool = False) -> Tensor | None:
         """The share of one part; None where the pass has ended at the norm whose statistics it gathers."""
+        if target >= 0 or not number:
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
         with torch.random.fork_rng(devices), sweep.passing(target, gathers):
             torch.manual_seed(seeds[number])
             try:
