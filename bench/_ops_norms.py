@@ -81,9 +81,9 @@ ROWS: tuple[Row, ...] = tuple(
     for laid, layout in (("", torch.contiguous_format), (", channels last", LAST))
     for name, inputs, ours, peer, theirs, peak in (
         ("frozen_norm", fixed(problem(layout)), our_frozen, "F.batch_norm, evaluation", torchs_frozen, 1.0),
-        ("batch_norm_act, leaky ReLU", problem(layout), our_leaky, "F.batch_norm, leaky_relu", torchs_leaky, 0.85),
-        ("batch_norm_act, ELU", problem(layout), our_elu, "F.batch_norm, elu", torchs_elu, 0.85),
-        ("group_norm_act, leaky ReLU", problem(layout), our_group, "F.group_norm, leaky_relu", torchs_group, 0.85),
+        ("batch_norm_act, leaky ReLU", problem(layout), our_leaky, "F.batch_norm, leaky_relu", torchs_leaky, 0.9),
+        ("batch_norm_act, ELU", problem(layout), our_elu, "F.batch_norm, elu", torchs_elu, 0.9),
+        ("group_norm_act, leaky ReLU", problem(layout), our_group, "F.group_norm, leaky_relu", torchs_group, 0.9),
         (f"batch_norm_over {PARTS} parts", problem(layout), our_parts, "joined, F.batch_norm, split", torchs_parts, None),
     )
 )

@@ -78,7 +78,9 @@ def _elu(alpha: float, scale: float, steepness: float) -> Undoable:
 
     def undo(y: Tensor, out: Tensor) -> Tensor:
         torch.clamp(y, max=0, out=out)
-        return out.div_(floor).log1p_().div_(steepness).add_(y.clamp(min=0), alpha=1 / scale)
+        out = out.log1p_() if floor == 1 else out.div_(floor).log1p_()
+        out = out if steepness == 1 else out.div_(steepness)
+        return out.add_(y.clamp(min=0), alpha=1 / scale)
 
     def gradient(g: Tensor, y: Tensor, out: Tensor) -> Tensor:
         return aten.elu_backward.grad_input(g, alpha, scale, steepness, True, y, grad_input=out)
@@ -118,11 +120,11 @@ def _backward(operator: torch._ops.OpOverloadPacket, *settings: float) -> Callab
 
 
 def _lost_by_sigmoid(y: Tensor) -> Tensor:
-    return _unless_tiny(y, 1 / (1 - y.flatten(2).amax(2).amax(0)))
+    return _unless_tiny(y, 1 / (1 + _least(-y)))
 
 
 def _lost_by_tanh(y: Tensor) -> Tensor:
-    most = y.flatten(2).abs().amax(2).amax(0)
+    most = -_least(-y.abs())
     return most / (1 - most.square())
 
 
@@ -132,4 +134,7 @@ def _unless_tiny(y: Tensor, loss: Tensor | float) -> Tensor:
 
 
 def _least(y: Tensor) -> Tensor:
+    """The least value of each channel, along the axes that lie together in memory first."""
+    if y.stride(1) == 1:
+        return y.movedim(1, -1).flatten(0, -2).amin(0)
     return y.flatten(2).amin(2).amin(0)
