@@ -38,7 +38,7 @@ def dropped_max(
     lengths = _check(values, keep, drop, lengths)
     scale = 1 / keep if inverted and drop != "element" else 1.0
     if drop == "element":
-        return masked_max(values, _staying(values, keep, lengths, generator))
+        return masked_max(values, _staying(values, keep, lengths, generator), lengths)
     if drop == "unit":
         return set_max(_zeroed(values, keep, generator), lengths) * scale
     return _zeroed(set_max(values, lengths), keep, generator) * scale
@@ -110,14 +110,14 @@ class DroppedMax(nn.Module):
 
 def _zeroed(values: Tensor, keep: float, generator: torch.Generator | None) -> Tensor:
     """The values, each 0 with probability 1 − keep."""
-    return values.masked_fill(~_drawn(values, values.shape, keep, generator), 0)
+    return torch.where(_drawn(values, values.shape, keep, generator), values, 0)
 
 
 def _staying(values: Tensor, keep: float, lengths: Tensor | None, generator: torch.Generator | None) -> Tensor:
     """Which elements stay, (batch, set): drawn under the condition that one does, without drawing again."""
     batch, size, _ = values.shape
     order = torch.arange(size, device=values.device)
-    inside = members(values, lengths)
+    inside = order.expand(batch, -1) < size if lengths is None else members(values, lengths)
     if keep == 1:
         return inside
     # The first to stay is the i-th with probability p·qⁱ⁻¹ / (1 − qⁿ); behind it all are free.

@@ -28,8 +28,8 @@ def set_max(
     the lengths `mask.sum(1)` is the flat form.
 
     What lies in the padding is never read into a result or a gradient, be it NaN. Equal largest values share the gradient evenly, so that
-    the order of the elements makes no difference; a NaN in a set is its maximum. Memory beside the values: padded a copy of them and a bit
-    an element, flat two numbers a set and, backward, one more like the values.
+    the order of the elements makes no difference; a NaN in a set is its maximum. Only the values and the maxima are saved. Memory beside
+    them: forward, padded a copy of the values, flat a number an element; backward one more than the gradient, and a byte a value.
 
     Raises `InputError` for values that are not floating, and for lengths or offsets that do not go with them (their numbers are not looked
     at where tensors have no values).
@@ -38,9 +38,7 @@ def set_max(
     if values.dim() == 2:
         assert lengths is not None
         return _FlatMax.apply(values, lengths)  # pyright: ignore[reportReturnType]
-    if lengths is None and values.shape[1]:
-        return values.amax(1)
-    return masked_max(values, members(values, lengths))
+    return masked_max(values, None if lengths is None else members(values, lengths), lengths)
 
 
 def set_sum(
@@ -130,19 +128,16 @@ class SetAttention(nn.Module):
         return _attended(values, self.score(values), lengths)
 
 
-def members(values: Float[Tensor, "batch set channel"], lengths: Integer[Tensor, " batch"] | None) -> Bool[Tensor, "batch set"]:
+def members(values: Float[Tensor, "batch set channel"], lengths: Integer[Tensor, " batch"]) -> Bool[Tensor, "batch set"]:
     """Which rows of the padded values are elements."""
-    if lengths is None:
-        return torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
     return torch.arange(values.shape[1], device=values.device) < lengths.unsqueeze(-1)
 
 
-def masked_max(values: Float[Tensor, "batch set channel"], inside: Bool[Tensor, "batch set"]) -> Float[Tensor, "batch channel"]:
-    """The largest value of each channel among the rows that are inside; 0 where none is."""
-    if not values.shape[1]:
-        return values.sum(1)
-    filled = values.masked_fill(~inside.unsqueeze(-1), -math.inf)
-    return filled.amax(1).masked_fill(~inside.any(1, keepdim=True), 0)
+def masked_max(
+    values: Float[Tensor, "batch set channel"], inside: Bool[Tensor, "batch set"] | None, lengths: Integer[Tensor, " batch"] | None
+) -> Float[Tensor, "batch channel"]:
+    """The largest value of each channel among the rows that are inside: of each set that is not empty, one at least."""
+    return _PaddedMax.apply(values, inside, lengths) if values.shape[1] else values.sum(1)  # pyright: ignore[reportReturnType]
 
 
 def cleared(values: Tensor, lengths: Tensor | None) -> Tensor:
@@ -152,26 +147,56 @@ def cleared(values: Tensor, lengths: Tensor | None) -> Tensor:
     return values.masked_fill(~members(values, lengths).unsqueeze(-1), 0)
 
 
+class _PaddedMax(torch.autograd.Function):
+    """Keeps the values as they are where torch's amax keeps a masked copy, and goes over them less often."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, inside: Tensor | None, lengths: Tensor | None) -> Tensor:
+        made = (values if inside is None else values.masked_fill(~inside.unsqueeze(-1), -math.inf)).amax(1)
+        if lengths is not None:
+            made.masked_fill_((lengths == 0).unsqueeze(-1), 0)
+        ctx.save_for_backward(values, inside, made)
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        values, inside, made = ctx.saved_tensors
+        # So that a NaN, which is no number's equal, has a gradient too.
+        misses = values < made.unsqueeze(1)
+        if inside is not None:
+            misses |= ~inside.unsqueeze(-1)
+        sharing = values.shape[1] - misses.sum(1, dtype=computed_type(values))
+        shares = (gradient / sharing.clamp_(min=1)).to(values.dtype)
+        return shares.unsqueeze(1).expand_as(values).masked_fill(misses, 0), None, None
+
+
 class _FlatMax(torch.autograd.Function):
-    """Backward in a few passes over rows; that of torch's scatter_reduce takes five times as long and holds several copies."""
+    """Backward in a few passes over the values; that of torch's scatter_reduce takes several times as long and holds several copies."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, lengths: Tensor) -> Tensor:
         index = _index(values, lengths)
         made = values.new_zeros(lengths.shape[0], values.shape[1])
         made.scatter_reduce_(0, index.unsqueeze(-1).expand_as(values), values, "amax", include_self=False)
-        ctx.save_for_backward(values, index, made)
+        ctx.save_for_backward(values, lengths, index, made)
         return made
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        values, index, made = (one.detach() for one in ctx.saved_tensors)
-        largest = made.index_select(0, index)
-        # NaN is no number's equal, its own neither.
-        hits = ((values == largest) | ((values != values) & (largest != largest))).to(computed_type(values))
-        sharing = hits.new_zeros(made.shape).index_add_(0, index, hits)
-        return hits.mul((gradient / sharing.clamp_(min=1)).index_select(0, index)).to(values.dtype), None
+        values, lengths, index, made = ctx.saved_tensors
+        misses, missing = _misses(values.detach(), index, made.detach())
+        shares = (gradient / (lengths.unsqueeze(-1) - missing).clamp_(min=1)).to(values.dtype)
+        return shares.index_select(0, index).masked_fill_(misses, 0), None
+
+
+def _misses(values: Tensor, index: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
+    """Which values are below their set's maximum, and how many of each set. A NaN is below nothing, so that it has a gradient too."""
+    largest = made.index_select(0, index)
+    misses = values < largest
+    # The memory of the maxima, once more.
+    return misses, _flat_sum(largest.copy_(misses).to(computed_type(values)), index, made.shape[0])
 
 
 def _attended(values: Tensor, scores: Tensor, lengths: Tensor | None) -> Tensor:
@@ -185,8 +210,9 @@ def _attended(values: Tensor, scores: Tensor, lengths: Tensor | None) -> Tensor:
             weighted = torch.einsum("bsh,bshc->bhc", weights.to(computed_type(values)), shares.to(computed_type(values)))
         else:
             assert lengths is not None
-            weights = _flat_softmax(scores, lengths)
-            weighted = _flat_sum(values.unflatten(-1, (heads, -1)) * weights.unsqueeze(-1), lengths)
+            index = _index(values, lengths)
+            weights = _flat_softmax(scores, lengths, index)
+            weighted = _flat_sum(values.unflatten(-1, (heads, -1)) * weights.unsqueeze(-1), index, lengths.shape[0])
     return weighted.flatten(1).to(values.dtype)
 
 
@@ -195,11 +221,11 @@ def _sum(values: Tensor, lengths: Tensor | None) -> Tensor:
     if values.dim() == 3:
         return cleared(values, lengths).sum(1, dtype=computed_type(values))
     assert lengths is not None
-    return _flat_sum(values.to(computed_type(values)), lengths)
+    return _flat_sum(values.to(computed_type(values)), _index(values, lengths), lengths.shape[0])
 
 
-def _flat_sum(values: Tensor, lengths: Tensor) -> Tensor:
-    return values.new_zeros(lengths.shape[0], *values.shape[1:]).index_add(0, _index(values, lengths), values)
+def _flat_sum(values: Tensor, index: Tensor, sets: int) -> Tensor:
+    return values.new_zeros(sets, *values.shape[1:]).index_add(0, index, values)
 
 
 def _padded_softmax(scores: Tensor, lengths: Tensor | None) -> Tensor:
@@ -210,17 +236,15 @@ def _padded_softmax(scores: Tensor, lengths: Tensor | None) -> Tensor:
     return scores.masked_fill(outside, torch.finfo(scores.dtype).min).softmax(1).masked_fill(outside, 0)
 
 
-def _flat_softmax(scores: Tensor, lengths: Tensor) -> Tensor:
-    index = _index(scores, lengths)
-    largest = _FlatMax.apply(scores.detach(), lengths)
-    found = (scores - largest.index_select(0, index)).exp()  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
-    return found / _flat_sum(found, lengths).index_select(0, index)
+def _flat_softmax(scores: Tensor, lengths: Tensor, index: Tensor) -> Tensor:
+    largest: Any = _FlatMax.apply(scores.detach(), lengths)
+    found = (scores - largest.index_select(0, index)).exp()
+    return found / _flat_sum(found, index, lengths.shape[0]).index_select(0, index)
 
 
 def _index(values: Tensor, lengths: Tensor) -> Tensor:
     """The set of each row."""
-    sets = torch.arange(lengths.shape[0], device=lengths.device)
-    return torch.repeat_interleave(sets, lengths, output_size=values.shape[0])
+    return torch.repeat_interleave(lengths, output_size=values.shape[0])
 
 
 def computed_type(values: Tensor) -> torch.dtype:
