@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sash.errors import InputError
@@ -53,6 +54,11 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.2f} ms"
 
 
+def format_shape(sizes: Iterable[object]) -> str:
+    """`"2x3x4"`; of no axes, `"a single number"`."""
+    return "x".join(map(str, sizes)) or "a single number"
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """A tensor named by its shape alone."""
@@ -66,7 +72,7 @@ class TensorSpec:
     """Integer values are drawn from [0, below); all zero where None."""
 
     def __str__(self) -> str:
-        text = "x".join(map(str, self.shape))
+        text = format_shape(self.shape)
         if self.dtype != "float32":
             text += f":{self.dtype}"
         if self.below is not None:

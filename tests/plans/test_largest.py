@@ -267,7 +267,7 @@ def test_a_budget_below_the_smallest_size_is_refused_with_the_least_bytes():
         (Convolutions(), "2x3x32x32", "1 GB", "bath", "'batch' is the nearest"),
         (FourOnly(), "4x3", "1 MB", "batch", "takes the batch 4 only"),
         (nn.Linear(16, 4), "16", "1 MB", "batch", "has the input a batch dimension"),
-        (nn.ReLU(), torch.tensor(1.0), "1 MB", "batch", "no input has a dimension; inputs: a scalar"),
+        (nn.ReLU(), torch.tensor(1.0), "1 MB", "batch", "no input has a dimension; inputs: a single number"),
         (nn.ReLU(), torch.rand(0, 3), "1 MB", "batch", "an input is empty; inputs: 0x3"),
         (nn.Conv1d(3, 4, 3), "2x3x32", "1 MB", "side", "vary='length'"),
         (nn.Linear(3, 4), "3", "1 MB", "length", "no input has one beside its batch"),

@@ -28,8 +28,3 @@ class Finding:
     expected: str
     fix: str
     """The nearest change that works; empty where none is known."""
-
-
-def write_shape(shape: Shape) -> str:
-    """`"8x3x224x224"`."""
-    return "x".join(map(str, shape)) or "a scalar"

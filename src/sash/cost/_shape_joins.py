@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from itertools import combinations
 from math import prod
 
-from sash.cost._shape_calls import Call, Finding, Shape, write_shape
+from sash.cost._shape_calls import Call, Finding, Shape
+from sash.units import format_shape
 from sash.window import Window, solve
 
 _ABOUT_SHAPES = re.compile(
@@ -42,7 +43,7 @@ def _combined(call: Call, inside: Sequence[Call], message: str) -> Finding | Non
     shortcut, made = pair
     axes, lengths = len(shortcut) - 2, list(zip(shortcut[2:], made[2:], strict=True))
     sign = "joined with" if joined else "+"
-    came = f"{write_shape(shortcut)} {sign} {write_shape(made)}"
+    came = f"{format_shape(shortcut)} {sign} {format_shape(made)}"
     if joined:
         gaps = ", ".join(str(abs(one - other)) for one, other in lengths)
         fix = f"Pad or crop one of them (by {gaps} along its axes), or choose an input whose sides every stride before it divides."
@@ -52,10 +53,10 @@ def _combined(call: Call, inside: Sequence[Call], message: str) -> Finding | Non
         found = [stride[0].stride for stride in strides]
         stride = str(found[0]) if len(set(found)) == 1 else str(tuple(found))
         what = f"nn.Conv{axes}d({shortcut[1]}, {made[1]}, kernel_size=1, stride={stride})"
-        fix = f"Project the shortcut: {what} turns {write_shape(shortcut)} into {write_shape(made)}."
+        fix = f"Project the shortcut: {what} turns {format_shape(shortcut)} into {format_shape(made)}."
     elif all(before >= after for before, after in lengths):
         lost = ", ".join(str(before - after) for before, after in lengths)
-        fix = f"The windows between them cut {lost} off: pad them by that much in all, or crop the shortcut to {write_shape(made[2:])}."
+        fix = f"The windows between them cut {lost} off: pad them by that much in all, or crop the shortcut to {format_shape(made[2:])}."
     else:
         channels = f"a 1x1 convolution for channels ({shortcut[1]} to {made[1]})"
         fix = f"Bring one to the other's shape: {channels}; a stride, a crop or a pad for lengths."
@@ -109,11 +110,11 @@ def _viewed(call: Call, inside: Sequence[Call], message: str) -> Finding | None:
         return None
     shape = _last_shape(call, inside)
     each = f" x.flatten(1) keeps the batch and makes {prod(shape[1:])} values of each sample." if len(shape) > 1 else ""
-    return Finding(f"{told[2]} values ({write_shape(shape)})", f"as many as fit the shape [{told[1]}] of a view or reshape", each.strip())
+    return Finding(f"{told[2]} values ({format_shape(shape)})", f"as many as fit the shape [{told[1]}] of a view or reshape", each.strip())
 
 
 def _unknown(call: Call, inside: Sequence[Call], message: str) -> Finding:
-    return Finding(write_shape(_last_shape(call, inside)), f"a shape that its forward can use (torch: {message.splitlines()[0]})", "")
+    return Finding(format_shape(_last_shape(call, inside)), f"a shape that its forward can use (torch: {message.splitlines()[0]})", "")
 
 
 def _last_shape(call: Call, inside: Sequence[Call]) -> Shape:

@@ -7,9 +7,10 @@ from math import prod
 
 from torch import nn
 
-from sash.cost._shape_calls import Call, Finding, Shape, write_shape
+from sash.cost._shape_calls import Call, Finding, Shape
 from sash.cost._windows import Convolution, TransposedConvolution, axes_of, spell, windows_of
 from sash.errors import InputError
+from sash.units import format_shape
 from sash.window import Chain, Circular, Window
 
 
@@ -42,7 +43,7 @@ def _linear(call: Call, before: Sequence[Call]) -> Finding | None:
             axes = len(maps[-1]) - 2
             flat = f"AdaptiveAvgPool{axes}d({side})"
             fixes.append(f"To keep the layer, nn.{flat} before the flatten makes {wanted} values of {maps[-1][1]} channels.")
-    return Finding(write_shape(shape), f"{wanted} values in the last axis", " ".join(fixes))
+    return Finding(format_shape(shape), f"{wanted} values in the last axis", " ".join(fixes))
 
 
 def _side(values: int, made: Shape) -> int | None:
@@ -63,12 +64,12 @@ def _channels(call: Call) -> Finding | None:
     layout = " x ".join(names)
     if len(shape) not in (axes + 1, axes + 2):
         if len(shape) == axes:
-            fix = f"Add the two missing axes: x[None, None] is {write_shape((1, 1, *shape))}."
+            fix = f"Add the two missing axes: x[None, None] is {format_shape((1, 1, *shape))}."
         elif len(shape) < axes:
             fix = f"The layer slides along {_count(axes)}; the signal has {len(shape)}."
         else:
             fix = f"Join the leading axes: x.flatten(0, {len(shape) - axes - 2}) has {axes + 2}."
-        return Finding(f"{write_shape(shape)} ({_count(len(shape))})", f"{layout} ({axes + 2} axes)", fix)
+        return Finding(f"{format_shape(shape)} ({_count(len(shape))})", f"{layout} ({axes + 2} axes)", fix)
     if not isinstance(module, (*Convolution, *TransposedConvolution)):
         return None
     wanted, channels = module.in_channels, shape[-axes - 1]
@@ -76,13 +77,13 @@ def _channels(call: Call) -> Finding | None:
         return None
     fixes = []
     if len(shape) == axes + 1 and wanted == 1:
-        fixes.append(f"Without a batch, {channels} is read as the channels; x.unsqueeze(1) is {write_shape((shape[0], 1, *shape[1:]))}.")
+        fixes.append(f"Without a batch, {channels} is read as the channels; x.unsqueeze(1) is {format_shape((shape[0], 1, *shape[1:]))}.")
     elif len(shape) == axes + 2 and shape[-1] == wanted:
         order = ", ".join(map(str, (0, axes + 1, *range(1, axes + 1))))
         fixes.append(f"The {wanted} channels are the last axis: x.permute({order}) puts them first.")
     else:
         fixes.append(f"{type(module).__name__}(in_channels={channels}) works here, or a layer before it that makes {wanted} channels.")
-    return Finding(f"{write_shape(shape)} ({channels} channels)", f"{wanted} channels", " ".join(fixes))
+    return Finding(f"{format_shape(shape)} ({channels} channels)", f"{wanted} channels", " ".join(fixes))
 
 
 def _window(call: Call, before: Sequence[Call]) -> Finding | None:
@@ -93,7 +94,7 @@ def _window(call: Call, before: Sequence[Call]) -> Finding | None:
         if link.outputs(length) > 0:
             continue
         name = "length" if len(links) == 1 else ("depth", "height", "width")[axis - len(links)]
-        came = f"{write_shape(shape)} (a {name} of {length}"
+        came = f"{format_shape(shape)} (a {name} of {length}"
         if not isinstance(link, Window):
             return Finding(f"{came})", f"a {name} longer than what its padding cuts off", "Lower the padding.")
         padded = length + sum(link.pad)
@@ -134,18 +135,20 @@ def _normalised(call: Call) -> Finding | None:
     module, shape = call.module, call.inputs[0]
     kind = type(module).__name__
     if isinstance(module, nn.modules.batchnorm._NormBase) and len(shape) > 1 and shape[1] != module.num_features:
-        return Finding(f"{write_shape(shape)} ({shape[1]} channels)", f"{module.num_features} channels", f"{kind}({shape[1]}) works here.")
+        return Finding(f"{format_shape(shape)} ({shape[1]} channels)", f"{module.num_features} channels", f"{kind}({shape[1]}) works here.")
     if isinstance(module, nn.GroupNorm) and len(shape) > 1 and shape[1] != module.num_channels:
         return Finding(
-            f"{write_shape(shape)} ({shape[1]} channels)", f"{module.num_channels} channels", f"A {kind} of {shape[1]} channels works here."
+            f"{format_shape(shape)} ({shape[1]} channels)",
+            f"{module.num_channels} channels",
+            f"A {kind} of {shape[1]} channels works here.",
         )
     if isinstance(module, nn.LayerNorm):
         wanted, tail = tuple(module.normalized_shape), shape[-len(module.normalized_shape) :]
         if tail != wanted:
-            return Finding(write_shape(shape), f"{write_shape(wanted)} in the last axes", f"LayerNorm({list(tail)}) works here.")
+            return Finding(format_shape(shape), f"{format_shape(wanted)} in the last axes", f"LayerNorm({list(tail)}) works here.")
     width = shape[len(shape) - 1] if shape else 0
     if isinstance(module, nn.RNNBase) and width != module.input_size:
-        return Finding(write_shape(shape), f"{module.input_size} values in the last axis", f"{kind}(input_size={width}) works here.")
+        return Finding(format_shape(shape), f"{module.input_size} values in the last axis", f"{kind}(input_size={width}) works here.")
     return None
 
 

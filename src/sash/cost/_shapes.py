@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from sash.cost._shape_calls import Call, write_shape
+from sash.cost._shape_calls import Call
 from sash.cost._shape_joins import explain_joining
 from sash.cost._shape_layers import explain_layer
 from sash.cost._windows import spell
 from sash.errors import ShapeError
+from sash.units import format_shape
 
 __all__ = ["Call", "explain_shape_failure"]
 
@@ -37,12 +38,12 @@ def _walk(before: Sequence[Call], failing: Call) -> str:
         if not call.outputs or not call.inputs or next(call.module.children(), None) is not None or call.inputs[0] == call.outputs[0]:
             continue
         if not rows:
-            rows.append(("input", "", write_shape(call.inputs[0])))
-        rows.append((call.path, _what(call.module), write_shape(call.outputs[0])))
+            rows.append(("input", "", format_shape(call.inputs[0])))
+        rows.append((call.path, _what(call.module), format_shape(call.outputs[0])))
     if not rows:
         return ""
     if next(failing.module.children(), None) is None and failing.inputs:
-        rows.append((failing.path, _what(failing.module), f"got {write_shape(failing.inputs[0])}"))
+        rows.append((failing.path, _what(failing.module), f"got {format_shape(failing.inputs[0])}"))
     if len(rows) > _WALK_LINES:
         rows = [rows[0], ("…", f"{len(rows) - _WALK_LINES + 1} more layers", ""), *rows[2 - _WALK_LINES :]]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]

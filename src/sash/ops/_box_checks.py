@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sash.errors import InputError
+from sash.ops._shown import has_values, shown
 
 LARGEST = 1e18
 """Of a coordinate: the areas of two such boxes, and their sum, are still numbers in fp32."""
@@ -42,15 +43,3 @@ def check_share(name: str, value: float) -> None:
 def computed(boxes: Tensor) -> Tensor:
     """The same numbers in fp32, or in fp64 where they came so: half precision cannot tell neighbouring pixels of a large image apart."""
     return boxes if boxes.dtype in (torch.float32, torch.float64) else boxes.float()
-
-
-def has_values(tensor: Tensor) -> bool:
-    """Whether there are numbers to look at."""
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    return not (tensor.is_meta or isinstance(tensor, FakeTensor) or torch.compiler.is_compiling())
-
-
-def shown(tensor: Tensor) -> str:
-    """A shape as text."""
-    return "x".join(map(str, tensor.shape)) if tensor.dim() else "a single number"

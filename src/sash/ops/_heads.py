@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from sash.errors import InputError
 from sash.ops._pointwise import conv_of
-from sash.ops._shown import joined
+from sash.units import format_shape
 
 AVERAGE: dict[int, Any] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 LARGEST: dict[int, Any] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
@@ -56,7 +56,7 @@ def convolutional_head(head: nn.Sequential, channels: int, size: int | Sequence[
     found, state = _converted(head, _Crop(channels, sides, (1,) * len(sides)), "")
     if state.flat and state.places > 1:
         raise InputError(
-            f"the head ends in {state.channels}x{joined(state.sides)} features without a linear layer; leave the flattening out."
+            f"the head ends in {state.channels}x{format_shape(state.sides)} features without a linear layer; leave the flattening out."
         )
     return found
 
@@ -153,7 +153,7 @@ def _linear(layer: nn.Linear, crop: _Crop, kind: str) -> tuple[nn.Module, _Crop]
         raise InputError(f"{kind} comes before any nn.Flatten: it would act along the map's last axis; put nn.Flatten before it.")
     if layer.in_features != crop.channels * crop.places:
         raise InputError(
-            f"{kind} takes {layer.in_features} features, and {crop.channels} channels of {joined(crop.sides)} are "
+            f"{kind} takes {layer.in_features} features, and {crop.channels} channels of {format_shape(crop.sides)} are "
             f"{crop.channels * crop.places}; give the channels and the size that the head was trained on."
         )
     conv = conv_of(layer, (crop.channels,), crop.sides, crop.gaps)
@@ -166,13 +166,13 @@ def _pool(layer: Any, crop: _Crop, kind: str) -> tuple[nn.Module, _Crop]:
     wanted = tuple(side if count is None else count for count, side in zip(asked, crop.sides, strict=True))
     if wanted == crop.sides:
         return nn.Identity().train(layer.training), crop
-    told = f"{kind} makes {joined(wanted)} of {joined(crop.sides)}"
+    told = f"{kind} makes {format_shape(wanted)} of {format_shape(crop.sides)}"
     if crop.flat:
         raise InputError(f"{told} after the flattening; put it before.")
     if any(gap > 1 for gap in crop.gaps):
         raise InputError(f"{told} after another pooling; pool once.")
     if any(side % count for side, count in zip(crop.sides, wanted, strict=True)):
-        raise InputError(f"{told}, in bins of unequal size, which no window has; give a size that is a multiple of {joined(wanted)}.")
+        raise InputError(f"{told}, in bins of unequal size, which no window has; give a size that is a multiple of {format_shape(wanted)}.")
     bins = tuple(side // count for side, count in zip(crop.sides, wanted, strict=True))
     window = ADAPTIVE[type(layer)][len(crop.sides)](bins, stride=1)
     # One bin left has no neighbour to be far from.

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from sash.errors import InputError
 from sash.ops._pointwise import CONVOLUTIONS
-from sash.ops._shown import joined, shown
+from sash.ops._shown import shown
+from sash.units import format_shape
 from sash.window import Window
 
 Way = Literal["project", "crop", "pool", "pad"]
@@ -104,7 +105,7 @@ def _project(x: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None, s
     assert weight is not None
     axes = x.dim() - 2
     if weight.shape[1:] != (x.shape[1], *(1,) * axes):
-        wanted = "x".join(map(str, ("out", x.shape[1], *(1,) * axes)))
+        wanted = format_shape(("out", x.shape[1], *(1,) * axes))
         raise InputError(f"the weight is {shown(weight)}, and x is {shown(x)}; to project it, the weight has to be {wanted}.")
     if stride is None:
         pairs = list(zip(x.shape[2:], y.shape[2:], strict=True))
@@ -206,7 +207,7 @@ def _differ(x: Tensor, y: Tensor, ways: tuple[Way, ...], found: Tensor, other: T
     most = [max(pair) for pair in zip(x.shape[1:], y.shape[1:], strict=True)]
     weight = (y.shape[1], x.shape[1], *(1,) * len(least))
     return (
-        f"x is {shown(x)} and y is {shown(y)}: they cannot be added as they are. Choose a way: weight= of {joined(weight)} "
-        f"projects x (with a stride), 'crop' keeps {joined(least)} samples of both, 'pool' averages x to {joined(y.shape[2:])}, "
-        f"'pad' adds zeros up to {joined(most[1:])} samples and {most[0]} channels."
+        f"x is {shown(x)} and y is {shown(y)}: they cannot be added as they are. Choose a way: weight= of {format_shape(weight)} "
+        f"projects x (with a stride), 'crop' keeps {format_shape(least)} samples of both, "
+        f"'pool' averages x to {format_shape(y.shape[2:])}, 'pad' adds zeros up to {format_shape(most[1:])} samples and {most[0]} channels."
     )

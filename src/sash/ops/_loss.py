@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sash.errors import InputError
+from sash.ops._shown import has_values, shown
+from sash.units import format_shape
 
 Normalization = Literal["full", "valid", "batch_size", "none"]
 
@@ -289,7 +291,7 @@ def _result_type(logits: Tensor) -> torch.dtype:
 def _check(logits: Tensor, labels: Tensor, axis: int, ignore: int | None, weight: Tensor | None, smoothing: float) -> int:
     """The axis, counted from the front. Raises `InputError` for what does not go together."""
     if not isinstance(axis, int) or isinstance(axis, bool) or not -logits.dim() <= axis < logits.dim():
-        raise InputError(f"axis {axis!r} was asked for, and the logits are {_shown(logits)}: {_offered(logits.dim())}.")
+        raise InputError(f"axis {axis!r} was asked for, and the logits are {shown(logits)}: {_offered(logits.dim())}.")
     axis %= logits.dim()
     classes = logits.shape[axis]
     wanted = torch.Size([*logits.shape[:axis], *logits.shape[axis + 1 :]])
@@ -299,21 +301,22 @@ def _check(logits: Tensor, labels: Tensor, axis: int, ignore: int | None, weight
         raise InputError(f"the labels are of type {labels.dtype}; they have to be class numbers, as int64: labels.long() would be.")
     if labels.shape != wanted:
         raise InputError(
-            f"the labels are {_shown(labels)}, and the logits {_shown(logits)} with classes on axis {axis} want labels {_shown(wanted)}."
+            f"the labels are {shown(labels)}, and the logits {shown(logits)} with classes on axis {axis} "
+            f"want labels {format_shape(wanted)}."
         )
     if classes == 0:
-        raise InputError(f"the logits are {_shown(logits)}: no class on axis {axis}; give at least one.")
+        raise InputError(f"the logits are {shown(logits)}: no class on axis {axis}; give at least one.")
     if ignore is not None and (isinstance(ignore, bool) or not isinstance(ignore, int)):
         raise InputError(f"ignore is {ignore!r}; it is the number of a label, or None.")
     if not 0 <= smoothing <= 1:
         raise InputError(f"smoothing is {smoothing!r}; it is a share from 0 to 1.")
     if weight is not None and (weight.shape != (classes,) or not weight.is_floating_point() or weight.requires_grad):
-        found = f"{_shown(weight)} of type {weight.dtype}{', with a gradient' if weight.requires_grad else ''}"
+        found = f"{shown(weight)} of type {weight.dtype}{', with a gradient' if weight.requires_grad else ''}"
         raise InputError(f"weight is {found}; it has to be {classes} floating numbers, one a class, without a gradient.")
     for name, tensor in (("labels", labels), ("weight", weight)):
         if tensor is not None and tensor.device != logits.device:
             raise InputError(f"the logits are on {logits.device} and the {name} on {tensor.device}; move one to the other's.")
-    if _has_values(labels) and labels.numel():
+    if has_values(labels) and labels.numel():
         _check_labels(labels, classes, ignore)
     return axis
 
@@ -334,17 +337,6 @@ def _check_labels(labels: Tensor, classes: int, ignore: int | None) -> None:
     raise InputError(
         f"the label at {place} is {int(labels[place])}, and there are {classes} classes, 0 to {classes - 1}{others}; {spared}."
     )
-
-
-def _has_values(tensor: Tensor) -> bool:
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    return not (tensor.is_meta or isinstance(tensor, FakeTensor) or torch.compiler.is_compiling())
-
-
-def _shown(tensor: Tensor | torch.Size) -> str:
-    shape = tensor.shape if isinstance(tensor, Tensor) else tensor
-    return "x".join(map(str, shape)) if len(shape) else "a single number"
 
 
 def _offered(axes: int) -> str:

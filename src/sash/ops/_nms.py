@@ -9,9 +9,10 @@ from jaxtyping import Int64, Integer, Real
 from torch import Tensor
 
 from sash.errors import InputError
-from sash.ops._box_checks import check_boxes, check_device, check_share, computed, has_values, shown
+from sash.ops._box_checks import check_boxes, check_device, check_share, computed
 from sash.ops._boxes import box_iou
 from sash.ops._compiled import compiled
+from sash.ops._shown import has_values, shown
 
 BLOCK = 512
 """Boxes compared with all after them at a time, where the compiled kernel does not run."""

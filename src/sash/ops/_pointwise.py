@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sash.errors import InputError
-from sash.ops._shown import joined
+from sash.units import format_shape
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 CONVOLUTIONS: dict[int, type[Conv]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -42,7 +42,7 @@ def conv_to_linear(conv: Conv) -> nn.Linear:
     ones, zeros = (1,) * len(conv.kernel_size), (0,) * len(conv.kernel_size)
     if conv.kernel_size != ones:
         raise InputError(
-            f"the convolution's window is {joined(conv.kernel_size)}; only a 1×1 window reads one position: "
+            f"the convolution's window is {format_shape(conv.kernel_size)}; only a 1×1 window reads one position: "
             "for a window as large as the map, see convolutional_head."
         )
     # Words for padding add nothing to a 1×1 window.

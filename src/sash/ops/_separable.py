@@ -25,6 +25,8 @@ from sash.ops._separable_bands import (
     read_geometry,
     reading,
 )
+from sash.ops._shown import shown
+from sash.units import format_shape
 
 Norm = tuple[Tensor, Tensor]
 Activation = Callable[[Tensor], Tensor]
@@ -294,7 +296,7 @@ def _folded(weight: Tensor, bias: Tensor | None, norm: Norm | None, name: str) -
     scale, shift = norm
     for part, found in (("scale", scale), ("shift", shift)):
         if found.shape != weight.shape[:1]:
-            raise InputError(f"{name}'s {part} is {_shown(found)}, and the map has {weight.shape[0]} channels; give one number a channel.")
+            raise InputError(f"{name}'s {part} is {shown(found)}, and the map has {weight.shape[0]} channels; give one number a channel.")
     wide = scale.view(-1, *(1,) * (weight.dim() - 1))
     return weight * wide.to(weight.dtype), (shift if bias is None else shift + bias * scale).to(weight.dtype)
 
@@ -305,25 +307,25 @@ def _check(
     """The geometry. Raises `InputError` for what does not go together."""
     axes = depthwise.dim() - 2
     if axes not in CONVOLUTIONS:
-        raise InputError(f"the depthwise weight is {_shown(depthwise)}; it has to be channels x 1 x window, with 1 to 3 axes of window.")
+        raise InputError(f"the depthwise weight is {shown(depthwise)}; it has to be channels x 1 x window, with 1 to 3 axes of window.")
     if x.dim() not in (axes + 1, axes + 2):
         raise InputError(
-            f"the input is {_shown(x)}, and the depthwise weight {_shown(depthwise)} slides along {axes} spatial axes; "
+            f"the input is {shown(x)}, and the depthwise weight {shown(depthwise)} slides along {axes} spatial axes; "
             f"it has to have {axes + 2} axes, or {axes + 1} without a batch."
         )
     channels, sides = x.shape[-axes - 1], tuple(x.shape[-axes:])
     middle, one = depthwise.shape[:2]
     if one != 1 or channels == 0 or middle == 0 or middle % channels:
         raise InputError(
-            f"the depthwise weight is {_shown(depthwise)}, and the input {_shown(x)} has {channels} channels; "
+            f"the depthwise weight is {shown(depthwise)}, and the input {shown(x)} has {channels} channels; "
             f"it has to be {max(channels, 1)} (or a multiple) x 1 x window."
         )
     if pointwise.shape[1:] != (middle, *(1,) * axes):
-        wanted = "x".join(map(str, ("out", middle, *(1,) * axes)))
-        raise InputError(f"the pointwise weight is {_shown(pointwise)}; after {middle} depthwise channels it has to be {wanted}.")
+        wanted = format_shape(("out", middle, *(1,) * axes))
+        raise InputError(f"the pointwise weight is {shown(pointwise)}; after {middle} depthwise channels it has to be {wanted}.")
     for name, found, count in (("bias", bias, pointwise.shape[0]), ("depthwise_bias", depthwise_bias, middle)):
         if found is not None and found.shape != (count,):
-            raise InputError(f"{name} is {_shown(found)}; it has to be {count} numbers, one an output channel.")
+            raise InputError(f"{name} is {shown(found)}; it has to be {count} numbers, one an output channel.")
     geometry = windows()
     for axis, (window, side) in enumerate(zip(geometry.windows, sides, strict=True)):
         most = {"reflect": side - 1, "circular": side}.get(geometry.mode)
@@ -333,7 +335,7 @@ def _check(
             )
         if window.outputs(side) < 1:
             raise InputError(
-                f"the input {_shown(x)} is too small: spatial axis {axis} has {side} samples and {sum(window.pad)} of padding, "
+                f"the input {shown(x)} is too small: spatial axis {axis} has {side} samples and {sum(window.pad)} of padding, "
                 f"and the window spans {window.span}; pad by {window.span - side - sum(window.pad)} more."
             )
     return geometry
@@ -349,8 +351,4 @@ def _check_activations(tensors: Operands, setting: _Setting) -> None:
         if found.requires_grad:
             raise InputError(f"the activation {activation!r} has parameters that take a gradient, which it would lose; apply it after.")
         if found.shape != probe.shape:
-            raise InputError(f"the activation {activation!r} makes {_shown(found)} of {_shown(probe)}; it has to keep the shape.")
-
-
-def _shown(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a single number"
+            raise InputError(f"the activation {activation!r} makes {shown(found)} of {shown(probe)}; it has to keep the shape.")

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
+
+from sash.units import format_shape
 
 
 def shown(tensor: Tensor) -> str:
     """A tensor's shape, as `2x3x4`."""
-    return joined(tensor.shape) or "a single number"
-
-
-def joined(sizes: Sequence[int]) -> str:
-    """Sizes of axes, as `2x3x4`."""
-    return "x".join(map(str, sizes))
+    return format_shape(tensor.shape)
 
 
 def has_values(tensor: Tensor) -> bool:

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from sash.cost import Workload, map_tensors
 from sash.errors import InputError
-from sash.units import TensorSpec
+from sash.units import TensorSpec, format_shape
 
 VARIES = ("batch", "side", "length")
 
@@ -61,7 +61,7 @@ def growths(work: Workload, vary: str) -> Iterator[Growth]:
     inputs: list[Any] = []
     map_tensors(inputs.append, work.inputs)
     sized = [value for value in inputs if len(value.shape) > 0]
-    shown = ", ".join("x".join(map(str, value.shape)) or "a scalar" for value in inputs) or "none"
+    shown = ", ".join(format_shape(value.shape) for value in inputs) or "none"
     if not sized:
         raise InputError(f"{vary} is to vary, and no input has a dimension; inputs: {shown}.")
     if any(0 in value.shape for value in sized):

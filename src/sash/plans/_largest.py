@@ -12,7 +12,7 @@ from sash.cost import Forecast, Measurement, Workload, forecast, map_tensors, me
 from sash.errors import DoesNotFit, InputError, MeasureError, ModelError
 from sash.plans._grow import VARIES, Growth, growths
 from sash.plans._headroom import needed, usable
-from sash.units import format_bytes, parse_bytes
+from sash.units import format_bytes, format_shape, parse_bytes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -300,7 +300,7 @@ def _prove(found: Workload, vary: str, size: int, expected: Forecast) -> Measure
 
 def _shapes(work: Workload) -> tuple[str, ...]:
     found: list[str] = []
-    map_tensors(lambda value: found.append("x".join(map(str, value.shape)) or "scalar"), work.inputs)
+    map_tensors(lambda value: found.append(format_shape(value.shape)), work.inputs)
     return tuple(found)
 
 

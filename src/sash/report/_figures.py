@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sash.cost import Category, Cost, Forecast, LayerCost, Measurement, Reason
-from sash.units import format_bytes, format_count, format_seconds
+from sash.units import format_bytes, format_count, format_seconds, format_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,8 @@ def write_share(share: float) -> str:
 
 
 def write_shapes(shapes: tuple[tuple[int, ...], ...]) -> str:
-    """`"8x64x112x112"`, several apart by a comma; a number alone is `"scalar"`."""
-    return ", ".join("x".join(map(str, shape)) or "scalar" for shape in shapes)
+    """`"8x64x112x112"`, several apart by a comma."""
+    return ", ".join(format_shape(shape) for shape in shapes)
 
 
 def sides(cost: Cost, measured: Measurement | None) -> tuple[Forecast | None, Measurement | None]:

@@ -8,7 +8,7 @@ from math import prod
 from typing import TypeVar
 
 from sash.errors import InputError
-from sash.units import parse_tensor
+from sash.units import format_shape, parse_tensor
 from sash.window._adaptive import WHOLE, Adaptive
 from sash.window._chain import Chain, Link
 from sash.window._circular import Circular
@@ -68,8 +68,8 @@ class Walk:
     def __str__(self) -> str:
         rows = [("step", "shape", "values", "receptive field", "jump")]
         for step in self.steps:
-            jump = "–" if step.jump is None else _times(step.jump)
-            rows.append((step.text, _times(step.shape), f"{step.values:,}", _times(step.receptive_field), jump))
+            jump = "–" if step.jump is None else format_shape(step.jump)
+            rows.append((step.text, format_shape(step.shape), f"{step.values:,}", format_shape(step.receptive_field), jump))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         pads = [str.ljust, *[str.rjust] * (len(widths) - 1)]
         lines = ("  ".join(pad(cell, width) for pad, cell, width in zip(pads, row, widths, strict=True)).rstrip() for row in rows)
@@ -141,9 +141,11 @@ def _apply(layer: Layer, signal: _Signal) -> _Signal:
         return _Signal(signal.source, (), signal.chains, features=prod(_shape(signal)))
     if layer.word == "linear":
         if signal.features is None:
-            raise layer.fail(f"takes one row of values, {_times(_shape(signal))} came; put 'flatten' (or 'global | flatten') before it.")
+            raise layer.fail(
+                f"takes one row of values, {format_shape(_shape(signal))} came; put 'flatten' (or 'global | flatten') before it."
+            )
         if len(layer.sizes) != 1:
-            raise layer.fail(f"takes one number of features, not {_times(layer.sizes)}; 'linear {prod(layer.sizes)}' works.")
+            raise layer.fail(f"takes one number of features, not {format_shape(layer.sizes)}; 'linear {prod(layer.sizes)}' works.")
         # Every feature reads all there is: a window over the whole of each axis.
         whole = signal.chains if _ends_whole(signal) else tuple(chain.then(WHOLE) for chain in signal.chains)
         return _Signal(signal.source, (), whole, features=layer.sizes[0])
@@ -162,7 +164,7 @@ def _link(layer: Layer, signal: _Signal, axis: int) -> Link:
     count = len(signal.lengths)
     for numbers in (layer.sizes, layer.strides, layer.pads, layer.dilations, layer.output_pads):
         if len(numbers) not in (0, 1, count):
-            raise layer.fail(f"has {len(numbers)} entries, one an axis, where the signal has {count} ({_times(signal.lengths)}).")
+            raise layer.fail(f"has {len(numbers)} entries, one an axis, where the signal has {count} ({format_shape(signal.lengths)}).")
     if layer.word == "global":
         return WHOLE
     size = _entry(layer.sizes, axis)
@@ -222,7 +224,3 @@ def _shape(signal: _Signal) -> tuple[int, ...]:
 
 def _entry(numbers: tuple[T, ...], axis: int) -> T:
     return numbers[axis % len(numbers)]
-
-
-def _times(numbers: tuple) -> str:
-    return "x".join(map(str, numbers))
