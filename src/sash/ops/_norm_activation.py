@@ -173,6 +173,7 @@ class _BatchNormAct(torch.autograd.Function):
             # The result holds the activation's gradient until the sums are known.
             inner = undo.gradient(gradient[chunk], y[chunk], made[chunk])
             found = _undone(undo, y, chunk, scratch, which, kept)
+            # For its sums alone: one pass, where products and their sums take three.
             backward = torch.ops.aten.native_batch_norm_backward
             _, part_along, part_plain = backward(inner, found, None, None, None, shift, slope, True, 0.0, [False, True, True])
             sum_along += part_along
@@ -185,8 +186,7 @@ class _BatchNormAct(torch.autograd.Function):
             constant = -scale * sum_plain / count - of_found * shift
             for chunk in chunks:
                 found = scratch[: len(y[chunk])] if len(chunks) == 1 else _undone(undo, y, chunk, scratch, which, kept)
-                wide = found.to(scale.dtype).mul_(along(of_found, y)).add_(along(constant, y))
-                torch.addcmul(wide, made[chunk], along(scale, y), out=made[chunk])
+                _combine(made[chunk], found, *(along(each, y) for each in (scale, of_found, constant)))
         return None, made if ctx.needs_input_grad[1] else None, *_own((sum_along, sum_plain), (weight, bias), ctx), *rest
 
 
@@ -211,6 +211,7 @@ class _GroupNormAct(torch.autograd.Function):
         _refuse_second()
         y, weight, bias, rstd, which, kept = ctx.saved_tensors
         gradient, undo, (channels, space, groups) = gradients[0], ctx.undo, ctx.sizes
+        each = channels // groups
         made = torch.empty_like(y)
         shift, slope = _affine(y, weight, bias, which)
         chunks = [*_chunks(y)]
@@ -218,17 +219,19 @@ class _GroupNormAct(torch.autograd.Function):
         sums = torch.zeros_like(shift), torch.zeros_like(shift)
         for chunk in chunks:
             inner = undo.gradient(gradient[chunk], y[chunk], made[chunk])
-            found = _undone(undo, y, chunk, scratch, which, kept).sub_(along(shift, y)).mul_(along(slope, y))
-            spread, wanted = rstd[chunk], [*ctx.needs_input_grad[1:4]]
-            # What is normalised already has a mean of 0 and a spread of 1.
-            backward = torch.ops.aten.native_group_norm_backward
-            fixed = torch.zeros_like(spread), torch.ones_like(spread)
-            part, *own = backward(inner, found, *fixed, weight, len(inner), channels, space, groups, wanted)
-            for total, one, needs in zip(sums, own, wanted[1:], strict=True):
-                if needs:
-                    total += one
-            if wanted[0]:
-                torch.mul(part, _by_sample(spread.repeat_interleave(channels // groups, 1), y), out=made[chunk])
+            found = _undone(undo, y, chunk, scratch, which, kept)
+            part_along, part_plain = _sums(inner, found, shift, slope)
+            for total, part in zip(sums, (part_along, part_plain), strict=True):
+                total += part.sum(0)
+            if ctx.needs_input_grad[1]:
+                spread, weighted = rstd[chunk].repeat_interleave(each, 1), 1 if weight is None else weight
+                mean_along, mean_plain = (
+                    (one * weighted).unflatten(1, (groups, each)).mean(2).repeat_interleave(each, 1) / space
+                    for one in (part_along, part_plain)
+                )
+                of_found = -spread * mean_along * slope
+                constant = -spread * mean_plain - of_found * shift
+                _combine(made[chunk], found, *(_by_sample(one, y) for one in (spread * weighted, of_found, constant)))
         return None, made if ctx.needs_input_grad[1] else None, *_own(sums, (weight, bias), ctx), None, None
 
 
@@ -280,6 +283,20 @@ def _chunks(y: Tensor) -> Iterator[slice]:
     step = max(CHUNK_BYTES // max(bytes_each, 1), math.ceil(y.shape[0] / MOST_CHUNKS), 1)
     for first in range(0, y.shape[0], step):
         yield slice(first, min(first + step, y.shape[0]))
+
+
+def _sums(inner: Tensor, found: Tensor, shift: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each sample and channel, Σ gradient · normalised input, and Σ gradient."""
+    flat, wide = (inner.shape[0], inner.shape[1], -1), shift.dtype
+    plain = inner.reshape(flat).sum(2, dtype=wide)
+    products = (inner.to(wide) * found).reshape(flat).sum(2)
+    return (products - plain * shift) * slope, plain
+
+
+def _combine(inner: Tensor, found: Tensor, of_inner: Tensor, of_found: Tensor, constant: Tensor) -> None:
+    """Writes of_inner · inner + of_found · found + constant over inner; found is written over as well."""
+    moved = found.to(constant.dtype).mul_(of_found).add_(constant)
+    torch.addcmul(moved, inner, of_inner, out=inner)
 
 
 def _by_sample(values: Tensor, x: Tensor) -> Tensor:
