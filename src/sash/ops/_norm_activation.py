@@ -46,7 +46,7 @@ def batch_norm_act(
     channels where the second part could exceed sqrt(u) / 4, the normalised input is saved as well: a weight of 0, an `ELU` driven far
     down. In bf16 that is soon the case for all but `LeakyReLU` and `Softplus`. Forecasts have no values, and take it that there are none.
 
-    Memory of backward beside the gradient: 4 MiB or a sample, whichever is more. A second derivative is refused.
+    Memory of backward beside the gradient: 4 MiB or a sample, whichever is more (of group norm twice that). A second derivative is refused.
     Raises `InputError` as `frozen_norm` does, for an activation that cannot be undone, and for a single value a channel.
 
     Source: Rota Bulò, Porzi & Kontschieder, "In-Place Activated BatchNorm", 2018 (arXiv 1712.02616).

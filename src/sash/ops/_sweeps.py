@@ -27,7 +27,8 @@ def accumulate_batch_norm(model: nn.Module, parts: Sequence[Part], loss: Callabl
     `loss(part)` runs the model on one part and returns that part's share of the loss: shares add up to the batch's, as in
     `F.cross_entropy(model(images), labels, reduction="sum") / whole`. It is called many times for each part and has to do the same each
     time; random numbers are drawn alike, and buffers that it changes are put back after every pass but the last. Every batch norm that
-    takes the batch's statistics counts; others, and virtual batches (`GhostBatchNorm`), run as they are.
+    takes the batch's statistics counts; others, and virtual batches (`GhostBatchNorm`), run as they are. The parts are those of
+    one process: synchronised norms do not ask the others.
 
     Exact up to rounding. A layer's statistics need those of the layers below for the whole batch, and its gradient needs the gradients of
     the layers above, so each of L batch norms takes a pass over all parts up to it, and one from it to the loss and back. With a backward
