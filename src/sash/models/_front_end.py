@@ -62,7 +62,9 @@ class FrontEnd(nn.Module):
         if x.shape[1] < math.prod(self.strides):
             shape, least = "x".join(map(str, x.shape)), math.prod(self.strides)
             raise InputError(f"the signals are {shape}, {x.shape[1]} steps long; strides {self.strides} make one output of {least}.")
-        y = ended(x, lengths).transpose(1, 2)
+        y = ended(x, lengths)
+        # Of one channel, a transposed signal passes for channels-last too; kernels for that take twice the memory.
+        y = y.reshape(x.shape[0], 1, x.shape[1]) if self.in_channels == 1 else y.transpose(1, 2)
         for convolution, norm, stride in zip(self.convolutions, self.norms, self.strides, strict=True):
             lengths = None if lengths is None else lengths // stride
             y = ended(F.gelu(norm(convolution(y).transpose(1, 2))), lengths).transpose(1, 2)
