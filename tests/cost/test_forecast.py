@@ -30,6 +30,18 @@ class Reused(nn.Module):
         return x
 
 
+class Slices(nn.Module):
+    """Parts of one tensor, whose gradients autograd's engine adds up: each is as large as the whole."""
+
+    def __init__(self, parts):
+        super().__init__()
+        self.scale, self.parts = nn.Parameter(torch.ones(1)), parts
+
+    def forward(self, x):
+        x = x * self.scale
+        return torch.cat([torch.tanh(x[:, part :: self.parts]) for part in range(self.parts)], 1)
+
+
 class Tied(nn.Module):
     """An embedding whose weight is the head's as well."""
 
@@ -250,6 +262,8 @@ def ids(batch=16, length=32, below=500):
 
 TRAINED = {
     "a layer called three times": (Reused, rows, {}),
+    "two slices of a tensor": (lambda: Slices(2), lambda: rows(512), {}),
+    "four slices of a tensor": (lambda: Slices(4), lambda: rows(512), {}),
     "tied weights": (Tied, ids, {"optimizer": torch.optim.AdamW}),
     "parameters that share a storage": (SharedStorage, rows, {}),
     "views and in-place operators": (InPlace, rows, {}),

@@ -6,6 +6,7 @@ it dies. Autograd's saved tensors therefore come out right by themselves. What k
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections import defaultdict
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+import torch._compile
 
 # torch's optimizers import this by themselves on first use; here it counts as importing, not as forecasting.
 import torch._dynamo
@@ -77,6 +80,8 @@ class Tracer(TorchDispatchMode):
         self._alive: dict[int, Life] = {}
         self._watchers: dict[int, weakref.ref] = {}
         self._taking_over: tuple[Life, int] | None = None
+        self._node = (0, 0)
+        """Sequence number of autograd's node at work, and the moment of its first operator."""
 
     def static(self, tensor: Tensor, category: Category, name: str, module: str = "") -> None:
         """Count a tensor that is alive before the step starts; one storage once."""
@@ -128,7 +133,11 @@ class Tracer(TorchDispatchMode):
     def _moment(self, func: Any) -> int:
         module = self.scopes.current if self.scopes is not None and self.phase is not Phase.OPTIMIZER else ""
         self.trace.moments.append(Moment(self.phase, module, str(func).rsplit(".", 1)[0]))
-        return len(self.trace.moments) - 1
+        moment = len(self.trace.moments) - 1
+        node = torch._C._current_autograd_node() if self.phase is Phase.BACKWARD else None
+        if node is not None and node._sequence_nr() != self._node[0]:
+            self._node = node._sequence_nr(), moment
+        return moment
 
     def _born(self, outputs: Any, func: Any) -> list[Life]:
         made = []
@@ -166,11 +175,13 @@ class Tracer(TorchDispatchMode):
 
     def _count(self, func: Any, args: tuple, kwargs: dict, outputs: Any, made: list[Life], moment: int) -> None:
         at = self.trace.moments[moment]
-        if self.phase is Phase.BACKWARD and str(func) == "aten.add.Tensor" and made and _sums_gradients():
-            # The engine adds the second gradient into the first one's memory where nothing else holds that; under a dispatch
-            # mode it adds out of place. If the first one dies right after, it was free to be taken over.
-            first = self._alive.get(args[0].untyped_storage()._cdata)
-            self._taking_over = (first, moment) if first is not None else None
+        if self.phase is Phase.BACKWARD and str(func) == "aten.add.Tensor" and made and _called_by_engine():
+            # The engine adds the second gradient into the first one's memory where nothing else holds that, as a view's base does; under
+            # a dispatch mode it adds out of place. If the first one dies right after, it was free to be taken over. What a node adds up
+            # by itself begins with what it made itself; the engine's sums begin with what an earlier node made.
+            first = None if args[0]._is_view() else self._alive.get(args[0].untyped_storage()._cdata)
+            earlier = first is not None and first.phase is Phase.BACKWARD and first.born < self._node[1]
+            self._taking_over = (first, moment) if first is not None and earlier else None
         for place, size in kept_bytes(func, args, kwargs, outputs).items():
             kept = self.life_of(outputs[place] if isinstance(outputs, (tuple, list)) else outputs)
             if kept is not None:
@@ -192,9 +203,16 @@ class Tracer(TorchDispatchMode):
             self.trace.estimates[moment] = operator_seconds(func, args, kwargs, outputs, self.rates)
 
 
-def _sums_gradients() -> bool:
-    node = torch._C._current_autograd_node()
-    return node is None or node.name().endswith("AccumulateGrad")
+_AROUND_MODES = (__file__, torch._compile.__file__, torch._dynamo.eval_frame.__file__)
+"""Where the lines of Python are that stand between an operator and its dispatch mode."""
+
+
+def _called_by_engine() -> bool:
+    """Whether autograd's engine, or a node of its own in C++, calls the operator at work: no line of Python in between."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename in _AROUND_MODES:
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_name == "_engine_run_backward"
 
 
 def _updates_in_place(func: Any, args: tuple) -> bool:
