@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-
 import torch._compile
 
 # torch's optimizers import this by themselves on first use; here it counts as importing, not as forecasting.
