@@ -128,13 +128,34 @@ def test_every_all_cnn_averages_six_by_six_scores_of_a_cifar_picture(kind, base)
     assert {type(layer) for layer in windows} == {nn.MaxPool2d if "pool" in kind else nn.Conv2d}
 
 
+@pytest.mark.parametrize("make", [partial(all_cnn, classes=2, width=4, dropout=(0, 0)), partial(nin, classes=2, width=6, dropout=0)])
+def test_a_class_whose_score_is_negative_everywhere_still_learns(make):
+    torch.manual_seed(0)
+    model = make()
+    scores = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)][-1]
+    nn.init.constant_(scores.bias, -100)
+    nn.functional.cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.tensor([0, 1, 0, 1])).backward()
+    assert scores.bias.grad.all()
+
+
 def test_network_in_network_has_caffes_sizes():
     model = nin(width=192).eval()
     sides, x = [], torch.randn(1, 3, 32, 32)
     for layer in model:
         x = layer(x)
         sides.append(tuple(x.shape[1:]))
-    assert sides == [(96, 32, 32), (96, 16, 16), (96, 16, 16), (192, 16, 16), (192, 8, 8), (192, 8, 8), (10, 8, 8), (10, 1, 1), (10,)]
+    assert sides == [
+        (96, 32, 32),
+        (96, 16, 16),
+        (96, 16, 16),
+        (192, 16, 16),
+        (192, 8, 8),
+        (192, 8, 8),
+        (192, 8, 8),
+        (10, 8, 8),
+        (10, 1, 1),
+        (10,),
+    ]
 
 
 @pytest.mark.parametrize("make", SMALL.values(), ids=SMALL)

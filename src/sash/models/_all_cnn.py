@@ -52,8 +52,9 @@ def all_cnn(
     C       954 730          1 369 738
     ====  =================  ====================
 
-    `dropout` is that of the picture and that after each halving. Class scores pass a ReLU before they are averaged, as in the paper.
-    Raises `InputError` for another kind or base, for counts below 1 and for dropout outside [0, 1).
+    `dropout` is that of the picture and that after each halving. The class scores have no ReLU, where the paper's have: a class below zero
+    everywhere would get no gradient, and never be told again. Raises `InputError` for another kind or base, for counts below 1
+    and for dropout outside [0, 1).
     """
     for name, found, known in (("kind", kind, get_args(Kind)), ("base", base, get_args(Base))):
         if found not in known:
@@ -64,9 +65,10 @@ def all_cnn(
     layers: list[nn.Module] = [nn.Dropout(dropout[0])]
     for before, after in ((in_channels, width), (width, 2 * width)):
         layers += [*_stage(kind, _SIZES[base], before, after), nn.Dropout(dropout[1])]
-    for after, size in ((2 * width, 3), (2 * width, 1), (classes, 1)):
-        layers += [nn.Conv2d(2 * width, after, size), nn.ReLU(inplace=True)]
-    model = PictureNet([*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()], in_channels, _LEAST_SIDE)
+    for size in (3, 1):
+        layers += [nn.Conv2d(2 * width, 2 * width, size), nn.ReLU(inplace=True)]
+    scores = nn.Conv2d(2 * width, classes, 1)
+    model = PictureNet([*layers, scores, nn.AdaptiveAvgPool2d(1), nn.Flatten()], in_channels, _LEAST_SIDE)
     start_for_relu(model)
     return model
 

@@ -16,7 +16,8 @@ def nin(*, classes: int = 10, in_channels: int = 3, width: int = 192, dropout: f
     """A Network in Network: 966 986 parameters by default; (batch, in_channels, height, width) → (batch, classes), sides of at least 4.
 
     Three mlpconv layers; behind the first a max-pool and behind the second an average pool, 3×3 with stride 2, a last window clipped at the
-    edge (Caffe's rule: 32, 16, 8), each followed by `dropout`. The last layer's maps are the classes, averaged over the picture.
+    edge (Caffe's rule: 32, 16, 8), each followed by `dropout`. The last layer's maps are the classes, averaged over the picture;
+    they have no ReLU, where the authors' have: a class below zero everywhere would get no gradient, and never be told again.
     `width` is a multiple of 6. Raises `InputError` for another, for counts below 1 and for dropout outside [0, 1).
     """
     check_counts("a Network in Network", classes=classes, in_channels=in_channels, width=width)
@@ -33,7 +34,8 @@ def nin(*, classes: int = 10, in_channels: int = 3, width: int = 192, dropout: f
             mlpconv(narrow, (width, width, width), 5),
             nn.AvgPool2d(3, 2, ceil_mode=True),
             nn.Dropout(dropout),
-            mlpconv(width, (width, width, classes), 3),
+            mlpconv(width, (width, width), 3),
+            nn.Conv2d(width, classes, 1),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
         ],
