@@ -151,6 +151,16 @@ def test_taps_that_all_fall_into_the_padding_give_zero_and_not_minus_infinity():
     assert max_pool(torch.ones(1, 1, 1), 2, 1, 1, dilation=2).item() == 0
 
 
+def test_gradients_of_windows_that_read_nothing_stay_in_their_memory():
+    # Torch's own backward writes outside of it here, and the process ends.
+    for shape, size, padding in (((1, 2, 2, 2), 2, 1), ((1, 2, 1, 1, 1), 3, 1)):
+        features = torch.randn(shape, requires_grad=True)
+        pooled = max_pool(features, size, 5, padding, 3, ceil=True)
+        pooled.sum().backward()
+        assert torch.equal(pooled, torch.zeros_like(pooled))
+        assert torch.equal(features.grad, torch.zeros(shape))
+
+
 def opencv(features, pooling):
     """What OpenCV's reader of Caffe's files makes of a pooling layer."""
     dims = "\n".join(f"input_dim: {length}" for length in features.shape)

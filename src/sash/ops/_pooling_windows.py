@@ -25,6 +25,8 @@ class Axis:
     """Samples of the map."""
     clipped: bool
     """Whether a last window that would start behind the samples is dropped; Caffe keeps it on maps without padding."""
+    alone: bool
+    """Whether the map has no other spatial axis."""
 
     @property
     def outputs(self) -> int:
@@ -39,10 +41,12 @@ class Axis:
         """Whether torch's kernels know this window, and each one reads a sample."""
         window = self.window
         before, after = window.pad
-        if before != after or before + after > window.span:
+        # At most half of the window, which for max_pool1d is its taps without the gaps.
+        if before != after or before + after > (window.size if self.alone else window.span):
             return False
         if window.ceil and not self.clipped and window.stride > window.span:
             return False
+        # Where all taps fall into the padding, the backward of torch's max_pool2d and max_pool3d writes outside of its memory.
         return window.dilation == 1 or not before or all(self.reads(output) for output in range(self.outputs))
 
     def reads(self, output: int) -> bool:
@@ -81,7 +85,7 @@ def read_windows(
         pads.append(pad if isinstance(pad, (tuple, list)) else (pad, pad))
         windows.append(Window(one, step, gap, pads[-1], ceil))
     clipped = rule == "torch" or any(map(any, pads))
-    found = [Axis(window, length, clipped) for window, length in zip(windows, lengths, strict=True)]
+    found = [Axis(window, length, clipped, len(lengths) == 1) for window, length in zip(windows, lengths, strict=True)]
     for place, axis in enumerate(found):
         _check_axis(features, place, axis)
     return found
