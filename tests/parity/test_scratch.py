@@ -163,6 +163,10 @@ MAPS = {
     "logsumexp": lambda: torch.logsumexp(WORDS, -1),
     "running product": lambda: WORDS.cumprod(1),
     "distances": lambda: torch.cdist(WORDS, WORDS),
+    "sorted along words": lambda: WORDS.sort(-1).values,
+    "sorted along places": lambda: leaf(20_000, 4).sort(0, descending=True).values,
+    "median along places": lambda: leaf(4, 20_000).median(1).values,
+    "median of all": lambda: WORDS.median(),
 }
 
 
@@ -171,6 +175,7 @@ def test_maps_and_losses_allocate_what_is_forecast(name):
     assert_scratch_is_forecast(MAPS[name])
 
 
+SQUARES = leaf(50, 40, 40)
 LSTM, ENCODER = nn.LSTM(64, 96, 2, batch_first=True), nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
 PRODUCTS = {
     "attention": lambda: F.scaled_dot_product_attention(HEADS, HEADS, HEADS),
@@ -180,6 +185,9 @@ PRODUCTS = {
     "linear, bfloat16": lambda: F.linear(WORDS_HALF, leaf(128, 64, dtype=torch.bfloat16)),
     "batched product, bfloat16": lambda: WORDS_HALF @ WORDS_HALF.transpose(1, 2),
     "LSTM": lambda: LSTM(WORDS)[0],
+    "singular values and vectors": lambda: torch.linalg.svd(SQUARES, full_matrices=False)[1],
+    "inverse": lambda: torch.linalg.inv(SQUARES),
+    "orthogonal and triangular": lambda: torch.linalg.qr(SQUARES)[1],
     "real transform": lambda: torch.fft.irfft(torch.fft.rfft(WORDS, dim=1), dim=1, n=200),
     "real transform in two dimensions": lambda: torch.fft.irfft2(torch.fft.rfft2(IMAGE) * leaf(32, 56, 29), s=(56, 56)),
     "complex transform along words": lambda: torch.fft.fft(torch.fft.fft(WORDS, dim=-1), dim=-2).real,

@@ -76,6 +76,10 @@ _RULES: dict[str, Rule] = {
     "median": maps.median,
     "kthvalue": maps.kth_value,
     "_euclidean_dist": maps.distance,
+    "sort": maps.sort,
+    "_linalg_svd": matrices.singular_values,
+    "linalg_inv_ex": matrices.inverse,
+    "linalg_qr": matrices.orthogonal,
     "_trilinear": maps.unknown,
 }
 

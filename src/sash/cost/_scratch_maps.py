@@ -15,6 +15,7 @@ from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND, elementwise_dty
 from sash.cost._ledger import copy_bytes, data_bytes
 
 _FLOAT = 4
+_INDEX = 8
 _SMALL_OUTPUT = 128
 _HALVES = (torch.bfloat16, torch.float16)
 
@@ -105,8 +106,8 @@ def running_total(args: tuple, kwargs: dict, outputs: Tensor) -> int:
 
 
 def median(args: tuple, kwargs: dict, outputs: Any) -> int:
-    """A copy to reorder."""
-    return data_bytes(args[0])
+    """A copy to reorder; along one axis, rows outside of torch's allocator."""
+    return data_bytes(args[0]) if isinstance(outputs, Tensor) else 0
 
 
 def kth_value(args: tuple, kwargs: dict, outputs: Any) -> int:
@@ -152,3 +153,10 @@ def _from_complex(tensors: list[Tensor], outputs: Any) -> int:
     if not (tensors and tensors[0].is_complex() and isinstance(outputs, Tensor) and outputs.is_floating_point()):
         return 0
     return data_bytes(tensors[0])
+
+
+def sort(args: tuple, kwargs: dict, outputs: Any) -> int:
+    """The places along the axis, which all rows of the indices begin with."""
+    input = args[0]
+    found = [value for value in (*args[1:], kwargs.get("dim", -1)) if isinstance(value, int) and not isinstance(value, bool)]
+    return _INDEX * input.shape[found[0]] if input.dim() else 0

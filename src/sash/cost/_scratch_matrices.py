@@ -126,3 +126,23 @@ def _must_move(input: Tensor, axes: list[int]) -> bool:
     others = [(input.stride(axis), input.shape[axis]) for axis in range(input.dim()) if axis not in axes and input.shape[axis] > 1]
     others.sort(reverse=True)
     return any(outer != inner * size for (outer, _), (inner, size) in pairwise(others))
+
+
+def singular_values(args: tuple, kwargs: dict, outputs: Any) -> int:
+    """A copy, column by column, that LAPACK works in, and whether each matrix converged."""
+    return data_bytes(args[0]) + _infos(args[0])
+
+
+def inverse(args: tuple, kwargs: dict, outputs: Any) -> int:
+    """The triangular factors and their pivots."""
+    return data_bytes(args[0]) + args[0].shape[-1] * _infos(args[0])
+
+
+def orthogonal(args: tuple, kwargs: dict, outputs: Any) -> int:
+    """One number for each reflection."""
+    matrices, length = args[0].shape[:-2].numel(), min(args[0].shape[-2:])
+    return matrices * length * args[0].element_size()
+
+
+def _infos(input: Tensor) -> int:
+    return input.shape[:-2].numel() * _FLOAT

@@ -30,6 +30,10 @@ from sash.cost._time import Estimate, operator_seconds
 
 _QUIET = frozenset({"prim.device.default", "aten.detach.default", "aten.alias.default", "aten.lift_fresh.default"})
 """Operators that only look: they make no moment of their own."""
+_FILLING = frozenset(
+    {"aten.scatter.src", "aten.scatter.value", "aten.scatter_add.default", "aten.index_add.default", "aten.index_put.default"}
+)
+"""What autograd's nodes do to zeros of their own: in place, but for a dispatch mode."""
 
 
 @dataclass(slots=True)
@@ -174,13 +178,8 @@ class Tracer(TorchDispatchMode):
 
     def _count(self, func: Any, args: tuple, kwargs: dict, outputs: Any, made: list[Life], moment: int) -> None:
         at = self.trace.moments[moment]
-        if self.phase is Phase.BACKWARD and str(func) == "aten.add.Tensor" and made and _called_by_engine():
-            # The engine adds the second gradient into the first one's memory where nothing else holds that, as a view's base does; under
-            # a dispatch mode it adds out of place. If the first one dies right after, it was free to be taken over. What a node adds up
-            # by itself begins with what it made itself; the engine's sums begin with what an earlier node made.
-            first = None if args[0]._is_view() else self._alive.get(args[0].untyped_storage()._cdata)
-            earlier = first is not None and first.phase is Phase.BACKWARD and first.born < self._node[1]
-            self._taking_over = (first, moment) if first is not None and earlier else None
+        if self.phase is Phase.BACKWARD and made and isinstance(args[0], Tensor) and _called_by_engine():
+            self._taking_over = self._taken_over(str(func), args[0], moment)
         for place, size in kept_bytes(func, args, kwargs, outputs).items():
             kept = self.life_of(outputs[place] if isinstance(outputs, (tuple, list)) else outputs)
             if kept is not None:
@@ -196,6 +195,19 @@ class Tracer(TorchDispatchMode):
         if macs:
             self.trace.macs[at.module, self.phase is Phase.BACKWARD] += macs
         self._time(func, args, kwargs, outputs, moment)
+
+    def _taken_over(self, name: str, first: Tensor, moment: int) -> tuple[Life, int] | None:
+        """The life of an operand whose memory the result would have without a dispatch mode, should it die right after.
+
+        Autograd's engine adds the second gradient into the first one's memory where nothing else holds that, as a view's base does. What
+        a node adds up by itself begins with what it made itself; the engine's sums begin with what an earlier node made. Nodes that fill
+        zeros write into them.
+        """
+        life = None if first._is_view() else self._alive.get(first.untyped_storage()._cdata)
+        if life is None or life.phase is not Phase.BACKWARD:
+            return None
+        earlier = life.born < self._node[1]
+        return (life, moment) if (earlier and name == "aten.add.Tensor") or (not earlier and name in _FILLING) else None
 
     def _time(self, func: Any, args: tuple, kwargs: dict, outputs: Any, moment: int) -> None:
         if self.rates is not None:
