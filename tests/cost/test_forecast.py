@@ -278,6 +278,8 @@ TRAINED = {
     "sorted and picked": (Picked, lambda: rows(512), {}),
     "two slices of a tensor": (lambda: Slices(2), lambda: rows(512), {}),
     "four slices of a tensor": (lambda: Slices(4), lambda: rows(512), {}),
+    # Its input needs no gradient, so its kernel makes none.
+    "a batch norm first": (lambda: nn.Sequential(nn.BatchNorm1d(256), nn.Linear(256, 8)), lambda: rows(4096), {}),
     "tied weights": (Tied, ids, {"optimizer": torch.optim.AdamW}),
     "parameters that share a storage": (SharedStorage, rows, {}),
     "views and in-place operators": (InPlace, rows, {}),

@@ -119,6 +119,8 @@ def test_convolutions_allocate_what_is_forecast(name):
 NORMS = {
     "batch": (nn.BatchNorm2d(32), IMAGE),
     "batch, channels last": (nn.BatchNorm2d(32), LAST),
+    "batch, of what needs no gradient": (nn.BatchNorm2d(32), IMAGE.detach()),
+    "batch, channels last, of what needs no gradient": (nn.BatchNorm2d(32), LAST.detach()),
     "batch, bfloat16": (nn.BatchNorm2d(32), HALF),
     "batch, evaluation": (nn.BatchNorm2d(32).eval(), IMAGE),
     "batch, one dimension": (nn.BatchNorm1d(32), SIGNAL),

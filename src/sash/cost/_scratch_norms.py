@@ -29,10 +29,12 @@ def batch_norm(args: tuple, kwargs: dict, outputs: Any) -> int:
 
 
 def batch_norm_backward(args: tuple, kwargs: dict, outputs: Any) -> int:
-    """A second result where gradient and input lie alike (per-thread sums where these are more), little where they do not."""
+    """A second result where gradient and input lie alike (per-thread sums where these are more, or where the input's gradient is not asked for), little else."""
     gradient, input = args[0], args[1]
     last = _channels_lie_last(input) and _channels_lie_last(gradient)
     sums = 2 * torch.get_num_threads() * input.shape[1] * _FLOAT if last else 0
+    if outputs[0] is None:
+        return sums
     if last or (input.is_contiguous() and not (gradient.dim() > 3 and _channels_lie_last(gradient))):
         return max(sums, data_bytes(input))
     return input.shape[1] * _FLOAT

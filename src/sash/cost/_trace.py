@@ -11,6 +11,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -126,7 +127,7 @@ class Tracer(TorchDispatchMode):
                 # Not func.decompose: that prefers Python decompositions, which the real kernels do not run.
                 return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         moment = self._moment(func)
-        outputs = func(*args, **kwargs)
+        outputs = _asked_for(func, args, func(*args, **kwargs))
         made = self._born(outputs, func)
         self._count(func, args, kwargs, outputs, made, moment)
         if self.observe is not None:
@@ -216,6 +217,19 @@ class Tracer(TorchDispatchMode):
 
 _AROUND_MODES = (__file__, torch._compile.__file__, torch._dynamo.eval_frame.__file__)
 """Where the lines of Python are that stand between an operator and its dispatch mode."""
+
+
+def _asked_for(func: Any, args: tuple, outputs: Any) -> Any:
+    """The outputs without those that a mask in the arguments leaves out: real kernels do not make them, some fake ones do."""
+    place = _mask_place(func)
+    if place is None or place >= len(args):
+        return outputs
+    return tuple(output if wanted else None for output, wanted in zip(outputs, args[place], strict=True))
+
+
+@lru_cache(maxsize=None)
+def _mask_place(func: Any) -> int | None:
+    return next((place for place, argument in enumerate(func._schema.arguments) if argument.name == "output_mask"), None)
 
 
 def _called_by_engine() -> bool:
