@@ -151,6 +151,18 @@ def test_taps_that_all_fall_into_the_padding_give_zero_and_not_minus_infinity():
     assert max_pool(torch.ones(1, 1, 1), 2, 1, 1, dilation=2).item() == 0
 
 
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_padding_beyond_half_of_the_taps_is_taken_where_torch_refuses_it(axes):
+    # Windows of 4 taps 3 apart span 10: at most 5 samples of padding leave a sample under each.
+    features = random_map(2, 1, *(1,) * (axes - 1), 10)
+    along_last = (1,) * (axes - 1)
+    padded = F.pad(features, (5, 5), value=-math.inf)
+    assert torch.equal(
+        max_pool(features, (*along_last, 4), 1, (*(0,) * (axes - 1), 5), (*along_last, 3)),
+        torch.stack([padded[..., start : start + 10 : 3].amax(-1) for start in range(11)], -1),
+    )
+
+
 def test_gradients_of_windows_that_read_nothing_stay_in_their_memory():
     # Torch's own backward writes outside of it here, and the process ends.
     for shape, size, padding in (((1, 2, 2, 2), 2, 1), ((1, 2, 1, 1, 1), 3, 1)):

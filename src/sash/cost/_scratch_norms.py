@@ -29,7 +29,7 @@ def batch_norm(args: tuple, kwargs: dict, outputs: Any) -> int:
 
 
 def batch_norm_backward(args: tuple, kwargs: dict, outputs: Any) -> int:
-    """A second result where gradient and input lie alike (per-thread sums where these are more, or where the input's gradient is not asked for), little else."""
+    """A second result where gradient and input lie alike, per-thread sums where these are more, or alone if no gradient is asked for."""
     gradient, input = args[0], args[1]
     last = _channels_lie_last(input) and _channels_lie_last(gradient)
     sums = 2 * torch.get_num_threads() * input.shape[1] * _FLOAT if last else 0

@@ -11,7 +11,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -227,7 +227,7 @@ def _asked_for(func: Any, args: tuple, outputs: Any) -> Any:
     return tuple(output if wanted else None for output, wanted in zip(outputs, args[place], strict=True))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _mask_place(func: Any) -> int | None:
     return next((place for place, argument in enumerate(func._schema.arguments) if argument.name == "output_mask"), None)
 

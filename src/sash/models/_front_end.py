@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from sash.errors import InputError
 from sash.models._lengths import check_lengths, ended
 from sash.models._pictures import check_counts
+from sash.units import format_shape
 
 
 def front_end(
@@ -60,7 +61,7 @@ class FrontEnd(nn.Module):
         """
         check_lengths("signals", x, self.in_channels, lengths)
         if x.shape[1] < math.prod(self.strides):
-            shape, least = "x".join(map(str, x.shape)), math.prod(self.strides)
+            shape, least = format_shape(x.shape), math.prod(self.strides)
             raise InputError(f"the signals are {shape}, {x.shape[1]} steps long; strides {self.strides} make one output of {least}.")
         y = ended(x, lengths)
         # Of one channel, a transposed signal passes for channels-last too; kernels for that take twice the memory.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sash.errors import InputError
+from sash.units import format_shape
 
 
 def ended(x: Tensor, lengths: Tensor | None) -> Tensor:
@@ -18,13 +19,13 @@ def ended(x: Tensor, lengths: Tensor | None) -> Tensor:
 
 def check_lengths(what: str, x: Tensor, channels: int, lengths: Tensor | None) -> None:
     """Raises `InputError` for another rank or other channels, and for lengths that do not go with them."""
-    shape = "x".join(map(str, x.shape)) or "a single number"
+    shape = format_shape(x.shape)
     if x.dim() != 3 or x.shape[2] != channels or not x.is_floating_point():
         raise InputError(f"the {what} are {shape} of {x.dtype}; they have to be batch x length x {channels}, floating.")
     if lengths is None:
         return
     if lengths.shape != x.shape[:1] or lengths.is_floating_point() or lengths.is_complex() or lengths.dtype is torch.bool:
-        found = f"{'x'.join(map(str, lengths.shape)) or 'a single number'} of {lengths.dtype}"
+        found = f"{format_shape(lengths.shape)} of {lengths.dtype}"
         raise InputError(f"lengths are {found}; for {what} of {shape} they have to be {x.shape[0]} whole numbers.")
     if lengths.device != x.device:
         raise InputError(f"the {what} are on {x.device} and lengths on {lengths.device}; move one to the other's.")

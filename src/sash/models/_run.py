@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from sash.errors import InputError, ModelError
 from sash.models._batches import Data, batches_of, on_device, size_of
 from sash.models._history import Epoch
+from sash.units import format_shape
 
 Compare = Callable[[Any, Any], Tensor]
 """Outputs and targets → one number."""
@@ -150,7 +151,7 @@ class Run:
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
             found = type(value).__name__
             if isinstance(value, Tensor):
-                found = "a number without a gradient" if value.numel() == 1 else "x".join(map(str, value.shape))
+                found = "a number without a gradient" if value.numel() == 1 else format_shape(value.shape)
             raise InputError(f"the loss is {found}; it has to be one number that depends on the model's weights.")
         if not math.isfinite(value.item()):
             raise ModelError(f"the loss became {value.item()} at step {self.steps + 1}, in epoch {len(self.epochs) + 1}; try a lower rate.")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sash.errors import InputError
 from sash.models._pictures import check_counts, start_for_relu
 from sash.ops import LimitedSharingConv
+from sash.units import format_shape
 from sash.window import Chain, Window
 
 Sharing = Literal["full", "limited"]
@@ -82,6 +83,6 @@ class SpeechCNN(nn.Module):
     def forward(self, spectra: Float[Tensor, "batch channel band"]) -> Float[Tensor, "batch class"]:
         """Scores of the classes. Raises `InputError` for other channels or bands."""
         if spectra.shape[1:] != (self.in_channels, self.bands):
-            found = "x".join(map(str, spectra.shape))
+            found = format_shape(spectra.shape)
             raise InputError(f"the spectra are {found}; they have to be batch x {self.in_channels} channels x {self.bands} bands.")
         return self.head(self.plies(spectra))

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sash.errors import InputError
-from sash.ops._norms import along, check_map, check_varies, counted, scaled, shown, uses_batch
+from sash.ops._norms import along, check_map, check_varies, counted, scaled, uses_batch
+from sash.ops._tensors import shown
 
 
 def batch_norm_over(

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from sash.errors import InputError
 from sash.ops._separable_bands import Geometry, PaddingMode, Pads, read_geometry
-from sash.ops._shown import shown
+from sash.ops._tensors import shown
 
 TRANSPOSED: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 

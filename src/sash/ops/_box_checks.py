@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sash.errors import InputError
-from sash.ops._shown import has_values, shown
+from sash.ops._tensors import has_values, shown
 
 LARGEST = 1e18
 """Of a coordinate: the areas of two such boxes, and their sum, are still numbers in fp32."""

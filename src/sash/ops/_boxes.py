@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sash.errors import InputError
 from sash.ops._box_checks import check_boxes, check_device, computed
-from sash.ops._shown import has_values, shown
+from sash.ops._tensors import has_values, shown
 
 Weights = tuple[float, float, float, float]
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sash.errors import InputError
-from sash.ops._shown import shown
+from sash.ops._tensors import shown
 
 
 def gated(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"] | None = None, *, axis: int = 1) -> Float[Tensor, "*gated"]:

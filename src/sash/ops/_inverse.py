@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from sash.errors import InputError
 from sash.ops._adjoint import check_weight
 from sash.ops._separable_bands import Geometry, PaddingMode, pad, read_geometry
-from sash.ops._shown import has_values, shown
+from sash.ops._tensors import has_values, shown
 
 MOST_CONDITION = 1e15
 """Of a layer that is inverted without noise, for outputs in float64; for other types as much less as they round more coarsely."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from sash.errors import InputError
 from sash.ops._pointwise import CONVOLUTIONS
-from sash.ops._shown import shown
+from sash.ops._tensors import shown
 from sash.units import format_shape
 from sash.window import Window
 

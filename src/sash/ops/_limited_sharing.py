@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sash.errors import InputError
-from sash.ops._shown import shown
+from sash.ops._tensors import shown
 from sash.window import Window
 
 

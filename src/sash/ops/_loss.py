@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sash.errors import InputError
-from sash.ops._shown import has_values, shown
+from sash.ops._tensors import computed_type, has_values, shown
 from sash.units import format_shape
 
 Normalization = Literal["full", "valid", "batch_size", "none"]
@@ -119,7 +119,7 @@ def _losses(logits: Tensor, labels: Tensor, axis: int, ignore: int | None, weigh
     """The losses in the type computed in, and the axis counted from the front."""
     axis = _check(logits, labels, axis, ignore, weight, smoothing)
     if weight is not None:
-        weight = weight.to(_computed_type(logits))
+        weight = weight.to(computed_type(logits))
     with torch.autocast(logits.device.type, enabled=False):
         if logits.numel() * logits.element_size() < LEAST_BYTES or logits.shape[axis] < LEAST_CLASSES:
             return _torchs_losses(logits, labels, weight, axis, ignore, smoothing), axis
@@ -135,7 +135,7 @@ class _SoftmaxLosses(torch.autograd.Function):
         rows = _rows(logits, axis, split)
         outer, inner, classes = rows.shape
         wanted = labels.reshape(outer, inner)
-        largest, total, losses = (torch.empty(outer, inner, dtype=_computed_type(logits), device=logits.device) for _ in range(3))
+        largest, total, losses = (torch.empty(outer, inner, dtype=computed_type(logits), device=logits.device) for _ in range(3))
         whole = classes if weight is None else weight.sum()
         scratch = _Scratch(rows, losses.dtype)
         for part in _chunks(rows):
@@ -199,7 +199,7 @@ class _SoftmaxLosses(torch.autograd.Function):
 
 def _torchs_losses(logits: Tensor, labels: Tensor, weight: Tensor | None, axis: int, ignore: int | None, smoothing: float) -> Tensor:
     """The same from torch's own kernels, whole; they can be differentiated again."""
-    moved = logits.to(_computed_type(logits)).movedim(axis, min(1, logits.dim() - 1))
+    moved = logits.to(computed_type(logits)).movedim(axis, min(1, logits.dim() - 1))
     # Without ignore=, every label is a class: -100 leaves none out.
     left_out = -100 if ignore is None else ignore
     return F.cross_entropy(moved, labels.long(), weight, ignore_index=left_out, reduction="none", label_smoothing=smoothing)
@@ -279,13 +279,9 @@ def _dense_strides(tensor: Tensor) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _computed_type(logits: Tensor) -> torch.dtype:
-    return torch.float32 if logits.dtype in (torch.bfloat16, torch.float16) else logits.dtype
-
-
 def _result_type(logits: Tensor) -> torch.dtype:
     # As autocast has it for torch's own cross_entropy.
-    return _computed_type(logits) if torch.is_autocast_enabled(logits.device.type) else logits.dtype
+    return computed_type(logits) if torch.is_autocast_enabled(logits.device.type) else logits.dtype
 
 
 def _check(logits: Tensor, labels: Tensor, axis: int, ignore: int | None, weight: Tensor | None, smoothing: float) -> int:

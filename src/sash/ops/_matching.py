@@ -10,7 +10,7 @@ from torch import Tensor
 from sash.errors import InputError
 from sash.ops._box_checks import check_share
 from sash.ops._boxes import box_iou
-from sash.ops._shown import shown
+from sash.ops._tensors import shown
 
 NEGATIVE, IGNORED = -1, -2
 """What `match` says of a box that belongs to no object: it trains as background, or not at all."""

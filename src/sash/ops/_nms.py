@@ -12,7 +12,7 @@ from sash.errors import InputError
 from sash.ops._box_checks import check_boxes, check_device, check_share, computed
 from sash.ops._boxes import box_iou
 from sash.ops._compiled import compiled
-from sash.ops._shown import has_values, shown
+from sash.ops._tensors import has_values, shown
 
 BLOCK = 512
 """Boxes compared with all after them at a time, where the compiled kernel does not run."""

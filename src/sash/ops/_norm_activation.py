@@ -15,7 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sash.errors import InputError
 from sash.ops._invertible import Undoable, undoable
-from sash.ops._norms import along, check_groups, check_map, check_varies, counted, scaled, shown, uses_batch
+from sash.ops._norms import along, check_groups, check_map, check_varies, counted, scaled, uses_batch
+from sash.ops._tensors import is_stand_in, shown
 
 CHUNK_BYTES = 4 << 20
 """Of the map, worked on at a time in backward."""
@@ -243,7 +244,7 @@ def _own(sums: tuple[Tensor, Tensor], affine: tuple[Tensor | None, Tensor | None
 
 def _unfound(y: Tensor, weight: Tensor | None, bias: Tensor | None, undo: Undoable) -> Tensor | None:
     """The channels whose normalised input cannot be had from the output; None where all can."""
-    if not _has_values(y):
+    if is_stand_in(y):
         return None
     limits = torch.finfo(y.dtype)
     lost = torch.zeros(y.shape[1], dtype=torch.float64, device=y.device)
@@ -307,12 +308,6 @@ def _by_sample(values: Tensor, x: Tensor) -> Tensor:
 def _layouts(x: Tensor) -> list[torch.memory_format]:
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
     return [torch.contiguous_format] if last is None else [torch.contiguous_format, last]
-
-
-def _has_values(tensor: Tensor) -> bool:
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    return not (tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
 def _refuse_second() -> None:

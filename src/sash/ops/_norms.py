@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sash.errors import InputError
+from sash.ops._tensors import shown
 
 
 def frozen_norm(
@@ -198,8 +199,3 @@ def check_groups(channels: int, groups: int, called: str) -> None:
     above = min((one for one in divisors if one > wanted), default=None)
     near = " or ".join(str(one) for one in (below, above) if one is not None)
     raise InputError(f"{called} has {channels} channels, which {groups!r} groups do not divide; {near} would.")
-
-
-def shown(tensor: Tensor) -> str:
-    """A tensor's shape, as messages have it."""
-    return "x".join(map(str, tensor.shape)) or "a single number"

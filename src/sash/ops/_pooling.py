@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from sash.errors import InputError
 from sash.ops._pooling_windows import Axis, Padding, Rule, Sizes, check_map, read_windows
-from sash.ops._sets import computed_type
+from sash.ops._tensors import computed_type
 
 Kind = Literal["max", "average"]
 Map = Float[Tensor, "*batch_channel_space"]

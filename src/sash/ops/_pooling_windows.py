@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from sash.errors import InputError
+from sash.ops._tensors import shown
 from sash.window import Window
 
 Rule = Literal["torch", "caffe"]
@@ -25,8 +26,6 @@ class Axis:
     """Samples of the map."""
     clipped: bool
     """Whether a last window that would start behind the samples is dropped; Caffe keeps it on maps without padding."""
-    alone: bool
-    """Whether the map has no other spatial axis."""
 
     @property
     def outputs(self) -> int:
@@ -41,8 +40,8 @@ class Axis:
         """Whether torch's kernels know this window, and each one reads a sample."""
         window = self.window
         before, after = window.pad
-        # At most half of the window, which for max_pool1d is its taps without the gaps.
-        if before != after or before + after > (window.size if self.alone else window.span):
+        # At most half of the window, which for max_pool1d and max_pool3d is its taps without the gaps.
+        if before != after or before + after > window.size:
             return False
         if window.ceil and not self.clipped and window.stride > window.span:
             return False
@@ -85,7 +84,7 @@ def read_windows(
         pads.append(pad if isinstance(pad, (tuple, list)) else (pad, pad))
         windows.append(Window(one, step, gap, pads[-1], ceil))
     clipped = rule == "torch" or any(map(any, pads))
-    found = [Axis(window, length, clipped, len(lengths) == 1) for window, length in zip(windows, lengths, strict=True)]
+    found = [Axis(window, length, clipped) for window, length in zip(windows, lengths, strict=True)]
     for place, axis in enumerate(found):
         _check_axis(features, place, axis)
     return found
@@ -107,9 +106,9 @@ def check_map(features: Tensor, axes: int | None, *settings: Any) -> tuple[int, 
         wanted = (
             "give axes=, how many are spatial" if not 1 <= spatial <= 3 else f"{spatial} spatial axes want {spatial + 2}, or {spatial + 1}"
         )
-        raise InputError(f"the map is {_shown(features)}; it has a batch (or none), channels and 1 to 3 spatial axes: {wanted}.")
+        raise InputError(f"the map is {shown(features)}; it has a batch (or none), channels and 1 to 3 spatial axes: {wanted}.")
     if 0 in features.shape[-spatial - 1 :]:
-        raise InputError(f"the map is {_shown(features)}: only its batch may be empty.")
+        raise InputError(f"the map is {shown(features)}: only its batch may be empty.")
     return tuple(features.shape[-spatial:])
 
 
@@ -134,10 +133,6 @@ def _check_axis(features: Tensor, place: int, axis: Axis) -> None:
     if axis.outputs < 1:
         padded = f" and {sum(window.pad)} of padding" if any(window.pad) else ""
         raise InputError(
-            f"the map {_shown(features)} is too small: spatial axis {place} has {axis.length} samples{padded}, "
+            f"the map {shown(features)} is too small: spatial axis {place} has {axis.length} samples{padded}, "
             f"and the window spans {window.span}; a span of {axis.length + sum(window.pad)} fits."
         )
-
-
-def _shown(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) if tensor.dim() else "a single number"

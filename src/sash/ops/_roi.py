@@ -14,7 +14,7 @@ from sash.errors import InputError
 from sash.ops._box_checks import check_boxes, check_device, computed
 from sash.ops._roi_operators import roi_max, roi_max_located, roi_mean, roi_weights
 from sash.ops._roi_windows import FARTHEST, bins
-from sash.ops._shown import has_values, shown
+from sash.ops._tensors import has_values, shown
 
 
 @overload

@@ -25,7 +25,7 @@ from sash.ops._separable_bands import (
     read_geometry,
     reading,
 )
-from sash.ops._shown import shown
+from sash.ops._tensors import shown
 from sash.units import format_shape
 
 Norm = tuple[Tensor, Tensor]

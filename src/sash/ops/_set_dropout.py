@@ -11,7 +11,8 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from sash.errors import InputError
-from sash.ops._sets import computed_type, masked_max, members, read_lengths, set_max
+from sash.ops._sets import masked_max, members, read_lengths, set_max
+from sash.ops._tensors import computed_type
 
 Drop = Literal["unit", "element", "channel"]
 

@@ -12,6 +12,8 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from sash.errors import InputError
+from sash.ops._tensors import computed_type, has_values, shown
+from sash.units import format_shape
 
 Values = Float[Tensor, "batch set channel"] | Float[Tensor, "total channel"]
 Pool = Callable[..., Tensor]
@@ -247,17 +249,13 @@ def _index(values: Tensor, lengths: Tensor) -> Tensor:
     return torch.repeat_interleave(lengths, output_size=values.shape[0])
 
 
-def computed_type(values: Tensor) -> torch.dtype:
-    return torch.float32 if values.dtype in (torch.bfloat16, torch.float16) else values.dtype
-
-
 def _heads(values: Tensor, scores: Tensor) -> Tensor:
     """The scores with an axis of heads. Raises `InputError` where they do not go with the values."""
     elements, channels = values.shape[:-1], values.shape[-1]
     if not scores.is_floating_point() or scores.shape[: len(elements)] != elements or scores.dim() > values.dim():
-        wanted = _shown(elements)
+        wanted = format_shape(elements)
         raise InputError(
-            f"the scores are {_shown(scores.shape)} of type {scores.dtype}, and the values {_shown(values.shape)}; "
+            f"the scores are {shown(scores)} of type {scores.dtype}, and the values {shown(values)}; "
             f"give floating scores {wanted}, or {wanted} and heads."
         )
     if scores.device != values.device:
@@ -274,26 +272,26 @@ def read_lengths(values: Tensor, lengths: Tensor | None, offsets: Tensor | None 
     if not values.is_floating_point():
         raise InputError(f"the values are of type {values.dtype}; they have to be floating: values.float() would be.")
     if values.dim() not in (2, 3):
-        raise InputError(f"the values are {_shown(values.shape)}; they have to be batch x set x channel, or total x channel.")
+        raise InputError(f"the values are {shown(values)}; they have to be batch x set x channel, or total x channel.")
     given = [(name, one) for name, one in (("lengths", lengths), ("offsets", offsets)) if one is not None]
     if len(given) == 2:
         raise InputError("lengths and offsets were given; give one of them.")
     if not given:
         if values.dim() == 3:
             return None
-        raise InputError(f"the values are flat ({_shown(values.shape)}), without lengths or offsets; give the number of rows of each set.")
+        raise InputError(f"the values are flat ({shown(values)}), without lengths or offsets; give the number of rows of each set.")
     ((name, numbers),) = given
     if values.dim() == 3 and name == "offsets":
-        raise InputError(f"offsets were given, and the values are padded ({_shown(values.shape)}); give lengths, one a set.")
+        raise InputError(f"offsets were given, and the values are padded ({shown(values)}); give lengths, one a set.")
     if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype is torch.bool or numbers.dim() != 1:
-        raise InputError(f"{name} are {_shown(numbers.shape)} of type {numbers.dtype}; they have to be whole numbers on one axis.")
+        raise InputError(f"{name} are {shown(numbers)} of type {numbers.dtype}; they have to be whole numbers on one axis.")
     if numbers.device != values.device:
         raise InputError(f"the values are on {values.device} and the {name} on {numbers.device}; move one to the other's.")
     if values.dim() == 3 and numbers.shape[0] != values.shape[0]:
-        raise InputError(f"there are {numbers.shape[0]} lengths, and the values are {_shown(values.shape)}: {values.shape[0]} sets.")
+        raise InputError(f"there are {numbers.shape[0]} lengths, and the values are {shown(values)}: {values.shape[0]} sets.")
     if name == "offsets" and not numbers.shape[0]:
         raise InputError("offsets are empty; they are the start of each set and, last, the total: of no sets, a single 0.")
-    if _has_values(numbers):
+    if has_values(numbers):
         _check_numbers(values, numbers, name)
     return (numbers.diff() if name == "offsets" else numbers).long()
 
@@ -302,9 +300,7 @@ def _check_numbers(values: Tensor, numbers: Tensor, name: str) -> None:
     if name == "offsets":
         if int(numbers[0]) or int(numbers[-1]) != values.shape[0]:
             found = f"from {int(numbers[0])} to {int(numbers[-1])}"
-            raise InputError(
-                f"the offsets go {found}, and the values are {_shown(values.shape)}: they have to go from 0 to {values.shape[0]}."
-            )
+            raise InputError(f"the offsets go {found}, and the values are {shown(values)}: they have to go from 0 to {values.shape[0]}.")
         numbers = numbers.diff()
     least, most = (int(end) for end in torch.aminmax(numbers)) if numbers.numel() else (0, 0)
     if least < 0:
@@ -316,13 +312,3 @@ def _check_numbers(values: Tensor, numbers: Tensor, name: str) -> None:
         raise InputError(f"lengths[{place}] is {int(numbers[place])}, and the sets are padded to {values.shape[1]} elements.")
     if values.dim() == 2 and name == "lengths" and int(numbers.sum()) != values.shape[0]:
         raise InputError(f"the lengths add up to {int(numbers.sum())}, and there are {values.shape[0]} rows; they have to agree.")
-
-
-def _has_values(tensor: Tensor) -> bool:
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    return not (tensor.is_meta or isinstance(tensor, FakeTensor) or torch.compiler.is_compiling())
-
-
-def _shown(shape: torch.Size) -> str:
-    return "x".join(map(str, shape)) if len(shape) else "a single number"
