@@ -194,8 +194,8 @@ def changed(**fields):
     ("text", "told"),
     [
         ("{", "this is not JSON"),
-        ("[]", "the schema is None; this version of sash reads 'sash.rates/1'"),
-        (changed(schema="sash.rates/2"), "the schema is 'sash.rates/2'"),
+        ("[]", "the schema is None; this version of sash reads 'sash.rates/2'"),
+        (changed(schema="sash.rates/3"), "the schema is 'sash.rates/3'"),
         (changed(machine=3), "machine is 3"),
         (changed(threads=True), "threads is True"),
         (changed(made_s=None), "made_s is None"),

@@ -93,7 +93,7 @@ def test_inference_needs_less_without_the_blocked_copies():
 
 
 def test_it_is_proposed_where_there_are_convolutions():
-    assert propose(Workload(planes(), "4x3x8x8", train=True), planes()) == Layout()
+    assert propose(Workload(planes(), "4x3x8x8", train=True), planes()) == Layout(weights=True)
     assert propose(Workload(lines(), "4x3x20"), lines()) == Layout(lines=True)
     assert propose(Workload(lines(), "4x3x20", train=True), lines()) is None
     assert propose(Workload(nn.Linear(8, 8), "4x8"), nn.Linear(8, 8)) is None

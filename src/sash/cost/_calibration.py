@@ -246,7 +246,9 @@ def _nearest(name: str, found: dict[str, float]) -> float:
         name.replace(".last.", ".plain.").replace(".bf16.", ".f32."),
         name.replace("convolution.transposed.", "convolution.dense.").replace(".last.", ".plain.").replace(".bf16.", ".f32."),
         name.replace("convolution.unfolded.dense.", "product.").replace(".bf16.", ".f32."),
+        name.replace("convolution.unfolded.shared.", "convolution.unfolded.depthwise."),
         name.replace("convolution.unfolded.depthwise.", "products.").replace(".bf16.", ".f32."),
+        name.replace("convolution.unfolded.shared.", "products.").replace(".bf16.", ".f32."),
     ):
         if nearest in found:
             return found[nearest]

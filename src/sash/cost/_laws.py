@@ -33,6 +33,7 @@ SUMMED = (
         (
             "convolution.unfolded.dense",
             "convolution.unfolded.depthwise",
+            "convolution.unfolded.shared",
             "product",
             "products",
             "vector",

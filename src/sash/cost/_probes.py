@@ -191,7 +191,7 @@ def convolutions(dtype: torch.dtype, last: bool) -> Iterator[Probe]:
 
 def _unfolded(dtype: torch.dtype) -> Iterator[Probe]:
     # Kernels that oneDNN has no own code for: on AVX-512 the weights of large depthwise windows, and widely dilated ones.
-    for channels, side in ((120, 24), (480, 12), (960, 6), (96, 56)):
+    for channels, side in ((240, 20), (480, 12), (960, 6), (120, 24), (24, 24), (24, 56), (72, 40)):
         x, weight = (torch.rand(*shape, dtype=dtype) for shape in ((2, channels, side, side), (channels, 1, 5, 5)))
         yield probe(
             aten.convolution_backward.default, x, x, weight, None, [1, 1], [2, 2], [1, 1], False, [0, 0], channels, [False, True, False]

@@ -23,7 +23,7 @@ import torch
 from sash.cost._environment import environment
 from sash.errors import InputError, MeasureError
 
-_SCHEMA = "sash.rates/1"
+_SCHEMA = "sash.rates/2"
 _LIMIT_S = 120
 """A calibration takes ten seconds on an idle machine; a child that takes this long hangs."""
 _OVERRIDE = "SASH_RATES"
@@ -62,7 +62,8 @@ class Rates:
 def calibrate(again: bool = False) -> Rates:
     """This machine's rates: those kept, or measured now in a process of its own (some ten seconds); `again` measures in any case.
 
-    They are kept under `$XDG_CACHE_HOME/sash` (`~/.cache/sash`) for this kind of machine, this torch and this number of threads.
+    They are kept under `$XDG_CACHE_HOME/sash` (`~/.cache/sash`) for this kind of machine, this torch, this number of threads and
+    the way that they wait (`$OMP_WAIT_POLICY`).
     The file that `$SASH_RATES` names, where it is set, is used instead. A kept file that cannot be read is measured anew.
     Raises `InputError` where the named file cannot be read, `MeasureError` where measuring fails.
     """
@@ -99,7 +100,9 @@ def rates_path() -> Path:
     """Where this machine's rates are kept."""
     home = os.environ.get("XDG_CACHE_HOME") or ""
     folder = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
-    words = f"{machine_kind()} torch {torch.__version__} {torch.get_num_threads()} threads"
+    # Threads that sleep while they wait take ten times as long to start together as threads that spin.
+    waiting = os.environ.get("OMP_WAIT_POLICY", "").lower()
+    words = f"{machine_kind()} torch {torch.__version__} {torch.get_num_threads()} threads {waiting}"
     return folder / "sash" / (re.sub(r"[^A-Za-z0-9.+]+", "-", words).strip("-") + ".json")
 
 

@@ -12,6 +12,9 @@ from sash.cost._onednn import Plan
 from sash.cost._piece import Piece, kind_of
 from sash.cost._scratch_convolution import ONEDNN, ConvolutionCall, backend_of
 
+SHARED_PLACES = 512
+"""Of a map, from which oneDNN shares each of a depthwise convolution's many small products out to all threads, and waits for them."""
+
 
 def forward(args: Sequence, kwargs: dict, output: Tensor) -> Iterator[Piece]:
     """Pieces of `aten.convolution`."""
@@ -48,7 +51,7 @@ def _piece(
     if plan is None or any(word in plan.kernel for word in ("gemm", "ref")):
         # Unfolded into columns and multiplied, one picture and one group after the other.
         return Piece(
-            f"convolution.unfolded.{'depthwise' if _form(call) == 'depthwise' else 'dense'}.{kind}",
+            f"convolution.unfolded.{_unfolded(call, places)}.{kind}",
             macs,
             sum(plain) + copies,
             0,
@@ -64,6 +67,12 @@ def _piece(
     moved = [size + here if size else 0 for size, here in zip(blocked, plain, strict=True)]
     traffic = sum(moved) - moved[weights] + sum(plain) + 2 * copies
     return Piece(law, macs * min(max(maps, padding[weights]), 8.0), traffic, moved[weights], macs)
+
+
+def _unfolded(call: ConvolutionCall, places: int) -> str:
+    if _form(call) != "depthwise":
+        return "dense"
+    return "shared" if places >= SHARED_PLACES * call.input.shape[0] else "depthwise"
 
 
 def _form(call: ConvolutionCall) -> str:

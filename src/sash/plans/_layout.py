@@ -85,12 +85,15 @@ def _run_as_plane(module: Any) -> None:
 def propose(work: Workload, model: nn.Module) -> Layout | None:
     """The lever where the model has convolutions that it helps; whether it pays is for a forecast, or `faster_channels_last`, to say.
 
+    Weights go with the inputs, or each call lays them out anew: training steps of ResNet-50, EfficientNet-B0 and a U-Net took 0.94 to 0.95
+    of the time that they took with the inputs alone.
+
     1-D convolutions run as 2-D ones in inference only. On 2 AVX-512 cores (six layers, 64 to 256 channels, 4,096 to 16,384 steps) they
     took 0.59 to 0.87 of the time there, and 0.89 to 1.10 of it in training.
     """
     planes = any(isinstance(module, _PLANES) for module in model.modules())
     lines = not work.train and any(type(module) is nn.Conv1d for module in model.modules())
-    return Layout(lines=lines) if planes or lines else None
+    return Layout(weights=planes, lines=lines) if planes or lines else None
 
 
 def why_not(work: Workload, model: nn.Module | None = None) -> str | None:
