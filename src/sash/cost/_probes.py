@@ -160,33 +160,35 @@ _FORMS = {
 }
 
 
-def convolutions(dtype: torch.dtype, last: bool) -> Iterator[Probe]:
-    """Each form forward and for each gradient; batch, channels in and out, side, stride."""
+def convolutions(dtype: torch.dtype) -> Iterator[Probe]:
+    """Each form in both layouts, forward and for each gradient."""
     # Copied from these, which is sooner done than to draw them. Equal numbers would not do: products of them take a few per cent less.
     values = torch.rand(_MOST, dtype=dtype)
     for form, (sizes, taps) in _FORMS.items():
-        for batch, inputs, outputs, side, stride in sizes:
-            groups = {"depthwise": inputs, "grouped": inputs // 16}.get(form, 1)
-            transposed = form == "transposed"
+        # One layout right after the other: which is faster, no other work on the machine is to decide.
+        for size, format in product(sizes, (torch.contiguous_format, torch.channels_last)):
+            yield from _convolution(form, size, taps, lambda *shape, format=format: _made(values, shape, format))
+    yield from _unfolded(dtype)
 
-            def made(*shape: int) -> Tensor:
-                format = torch.channels_last if last else torch.contiguous_format
-                return values[: prod(shape)].view(shape).clone(memory_format=format)
 
-            def operands(
-                batch: int = batch, inputs: int = inputs, side: int = side, outputs: int = outputs, groups: int = groups, taps: int = taps,
-                transposed: bool = transposed, made: Callable[..., Tensor] = made,
-            ) -> tuple[Tensor, Tensor]:  # fmt: skip
-                shape = (inputs, outputs) if transposed else (outputs, inputs // groups)
-                return made(batch, inputs, side, side), made(*shape, taps, taps)
+def _made(values: Tensor, shape: tuple[int, ...], format: torch.memory_format) -> Tensor:
+    return values[: prod(shape)].view(shape).clone(memory_format=format)
 
-            setting = ([stride] * 2, [taps // 2 if taps == 3 else 0] * 2, [1, 1], transposed, [0, 0], groups)
-            yield probe(aten.convolution.default, *operands(), None, *setting)
-            gradient = aten.convolution(*operands(), None, *setting)
-            for mask in ([True, False, False], [False, True, False]):
-                yield probe(aten.convolution_backward.default, gradient.clone(), *operands(), None, *setting, mask)
-    if not last:
-        yield from _unfolded(dtype)
+
+def _convolution(form: str, size: tuple[int, ...], taps: int, made: Callable[..., Tensor]) -> Iterator[Probe]:
+    batch, inputs, outputs, side, stride = size
+    groups = {"depthwise": inputs, "grouped": inputs // 16}.get(form, 1)
+    transposed = form == "transposed"
+
+    def operands() -> tuple[Tensor, Tensor]:
+        shape = (inputs, outputs) if transposed else (outputs, inputs // groups)
+        return made(batch, inputs, side, side), made(*shape, taps, taps)
+
+    setting = ([stride] * 2, [taps // 2 if taps == 3 else 0] * 2, [1, 1], transposed, [0, 0], groups)
+    yield probe(aten.convolution.default, *operands(), None, *setting)
+    gradient = aten.convolution(*operands(), None, *setting)
+    for mask in ([True, False, False], [False, True, False]):
+        yield probe(aten.convolution_backward.default, gradient.clone(), *operands(), None, *setting, mask)
 
 
 def _unfolded(dtype: torch.dtype) -> Iterator[Probe]:
@@ -251,6 +253,5 @@ def groups() -> Iterator[tuple[Callable[[], Iterator[Probe]], bool]]:
         yield partial(elementwise, dtype), False
         yield partial(maps, dtype), False
         yield partial(products, dtype), True
-        for last in (False, True):
-            yield partial(convolutions, dtype, last), True
+        yield partial(convolutions, dtype), True
     yield sequences, True
