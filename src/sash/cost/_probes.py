@@ -166,12 +166,12 @@ def convolutions(dtype: torch.dtype) -> Iterator[Probe]:
     values = torch.rand(_MOST, dtype=dtype)
     for form, (sizes, taps) in _FORMS.items():
         # One layout right after the other: which is faster, no other work on the machine is to decide.
-        for size, format in product(sizes, (torch.contiguous_format, torch.channels_last)):
-            yield from _convolution(form, size, taps, lambda *shape, format=format: _made(values, shape, format))
+        for size, format in ((size, format) for size in sizes for format in (torch.contiguous_format, torch.channels_last)):
+            yield from _convolution(form, size, taps, partial(_made, values, format))
     yield from _unfolded(dtype)
 
 
-def _made(values: Tensor, shape: tuple[int, ...], format: torch.memory_format) -> Tensor:
+def _made(values: Tensor, format: torch.memory_format, *shape: int) -> Tensor:
     return values[: prod(shape)].view(shape).clone(memory_format=format)
 
 

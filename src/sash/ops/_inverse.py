@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from sash.errors import InputError
 from sash.ops._adjoint import check_weight
+from sash.ops._inverse_large import CONVOLVE, Estimate, LargeLayer
 from sash.ops._separable_bands import Geometry, PaddingMode, pad, read_geometry
-from sash.ops._tensors import has_values, shown
+from sash.ops._tensors import has_values, is_stand_in, shown
 
 MOST_CONDITION = 1e15
 """Of a layer that is inverted without noise, for outputs in float64; for other types as much less as they round more coarsely."""
@@ -23,7 +24,6 @@ MOST_ENTRIES = 1 << 22
 """Of the layer's matrix, where it has to be written out: 32 MiB, some seconds for its singular values."""
 ONE_WINDOW: Any = ([2], [0])
 """The next axis of the window, to be summed over; its frequencies come last."""
-CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +54,22 @@ def invert_conv(
     """The input x of a convolution layer of stride 1 that has the output y, with the condition number and the error to expect.
 
     The settings are the layer's; one to three spatial axes, with or without a batch. With circular padding that keeps the size, each
-    frequency is solved by itself, out channels x channels. With any other padding the layer's matrix is written out, which takes maps of up
-    to 2²² outputs times inputs a group. Where a layer has more outputs than inputs, x is the least-squares solution; an output that the
-    layer did make gives its input all the same.
+    frequency is solved by itself, out channels x channels. With any other padding the layer's matrix is written out, up to 2²² outputs
+    times inputs; above, x is found by iteration, with noise only. Condition and error are then within some percent; the condition is
+    infinite where the smallest singular value is below a third of √noise, and nan where it was not found. Where a layer has more outputs
+    than inputs, x is the least-squares solution; an output that the layer did make gives its input all the same.
 
     Without `noise`, raises `InputError` above the condition 1e15 (for y in float64; 0.22 / eps of other types, 1.9e6 in fp32), where
     nothing of x would be left, and where inputs outnumber outputs. With `noise`, the power of what was added to y by that of x, there is
     always an estimate: the x of least |Ax - y|² + noise · |x|² (Tikhonov, and the Wiener filter for white x and white noise).
 
     Computed in float64 and returned in y's type. Gradients flow to y, weight and bias. Memory: the layer's spectrum, 16 bytes for each
-    of out channels x channels a group x half the positions, and three times that while it is solved; or its matrix, likewise in float64.
+    of out channels x channels a group x half the positions, and three times that while it is solved; or its matrix, likewise in float64; by
+    iteration the spectrum and some thirty maps of one image in float64, outside of torch's allocator.
     Raises `InputError` also where shapes do not go together, and for weights that are not finite.
 
-    Source: H. C. Andrews, B. R. Hunt, "Digital Image Restoration", 1977, chapters 7 and 8.
+    Source: H. C. Andrews, B. R. Hunt, "Digital Image Restoration", 1977, chapters 7 and 8; D. C.-L. Fong, M. Saunders 2011 (LSMR),
+    preconditioned by the circular layer (T. Chan 1988); A. Knyazev 2001 (LOBPCG) and M. F. Hutchinson 1990 for condition and error.
     """
     geometry, sides = _check(y, weight, bias, (padding, dilation, padding_mode), groups, noise)
     axes = len(sides)
@@ -78,8 +81,12 @@ def invert_conv(
         wide = F.pad(wide, (*(0, 0) * (axes + 1), 0, 1))
     if bias is not None:
         wide = wide - bias.double().view(-1, *(1,) * axes)
-    system = _spectrum if _goes_round(geometry) else _matrix
-    parts = system(wide, weight.double(), geometry, sides, groups)
+    if _goes_round(geometry):
+        parts = _spectrum(wide, weight.double(), geometry, sides, groups)
+    elif _entries(wide, weight, sides, groups) <= MOST_ENTRIES:
+        parts = _matrix(wide, weight.double(), geometry, sides, groups)
+    else:
+        return _iterated(y, wide[:images], weight.double(), geometry, sides, groups, noise)  # pyright: ignore[reportCallIssue]
     condition, error = _judged(parts, y, noise)
     found = parts.back(_solved(parts.layer, parts.wanted, noise))[:images].to(y.dtype)
     return Inverse(found if batched else found[0], condition, error)
@@ -120,40 +127,62 @@ def _goes_round(geometry: Geometry) -> bool:
 
 def _spectrum(y: Tensor, weight: Tensor, geometry: Geometry, sides: tuple[int, ...], groups: int) -> _System:
     """A system for each frequency, of half of them: the others are their conjugates."""
-    axes = len(sides)
-    layer = weight.to(torch.complex128)
-    halves = [*sides[:-1], sides[-1] // 2 + 1]
-    for window, side, frequencies in zip(geometry.windows, sides, halves, strict=True):
-        # Modulo the side as whole numbers: sines of large angles would be less exact.
-        places = torch.arange(window.size, device=y.device) * window.dilation - window.pad[0]
-        turns = torch.outer(places, torch.arange(frequencies, device=y.device)) % side
-        angles = turns.double() * (2 * math.pi / side)
-        layer = torch.tensordot(layer, torch.polar(torch.ones_like(angles), angles), ONE_WINDOW)
-    layer = layer.unflatten(0, (groups, -1)).movedim((1, 2), (-2, -1))
-    last = [*range(-axes, 0)]
+    layer = _frequencies(weight, geometry, sides, groups)
+    last = [*range(-len(sides), 0)]
     wanted = torch.fft.rfftn(y, dim=last).unflatten(1, (groups, -1)).movedim((0, 2), (-1, -2))
 
     def back(found: Tensor) -> Tensor:
         spectrum = found.movedim((-1, -2), (0, 2)).flatten(1, 2)
         return torch.fft.irfftn(spectrum, s=sides, dim=last)
 
-    counts = torch.full((halves[-1],), 2.0, dtype=torch.float64, device=y.device)
+    counts = torch.full((layer.shape[-3],), 2.0, dtype=torch.float64, device=y.device)
     counts[0] = 1
     if sides[-1] % 2 == 0:
         counts[-1] = 1
     return _System(layer, wanted, back, counts)
 
 
+def _frequencies(weight: Tensor, geometry: Geometry, sides: tuple[int, ...], groups: int) -> Tensor:
+    """The circular layer at half of the frequencies: (group, frequency..., outputs, inputs)."""
+    layer = weight.to(torch.complex128)
+    halves = [*sides[:-1], sides[-1] // 2 + 1]
+    for window, side, frequencies in zip(geometry.windows, sides, halves, strict=True):
+        # Modulo the side as whole numbers: sines of large angles would be less exact.
+        places = torch.arange(window.size, device=weight.device) * window.dilation - window.pad[0]
+        turns = torch.outer(places, torch.arange(frequencies, device=weight.device)) % side
+        angles = turns.double() * (2 * math.pi / side)
+        layer = torch.tensordot(layer, torch.polar(torch.ones_like(angles), angles), ONE_WINDOW)
+    return layer.unflatten(0, (groups, -1)).movedim((1, 2), (-2, -1))
+
+
+def _entries(y: Tensor, weight: Tensor, sides: tuple[int, ...], groups: int) -> int:
+    """Of the layer's matrices, written out."""
+    return weight.shape[1] * math.prod(sides) * (weight.shape[0] // groups) * math.prod(y.shape[2:]) * groups
+
+
+@torch.compiler.disable
+def _iterated(
+    y: Tensor, wide: Tensor, weight: Tensor, geometry: Geometry, sides: tuple[int, ...], groups: int, noise: float | None
+) -> Inverse:
+    if noise is None:
+        raise InputError(
+            f"y is {shown(y)}, and with {geometry.mode} padding of {geometry.pads} the layer's matrix has "
+            f"{_entries(wide, weight, sides, groups)} entries, more than {MOST_ENTRIES}: too many to tell whether an input is left. "
+            f"Give noise= (its power by the input's, as {_rounding(y.dtype):.0e}) for an estimate."
+        )
+    if torch.compiler.is_exporting():
+        raise InputError(f"y is {shown(y)}: an inverse that is found by iteration cannot be exported; circular padding needs none.")
+    if is_stand_in(wide) or is_stand_in(weight):
+        return Inverse(y.new_empty(*y.shape[: -1 - len(sides)], groups * weight.shape[1], *sides), math.nan, math.nan)
+    layer = LargeLayer(weight, _frequencies(weight.detach(), geometry, sides, groups), geometry, sides, groups, noise)
+    found: Any = Estimate.apply(wide, weight, layer) if len(wide) else wide.new_empty(0, *layer.shape)
+    return Inverse((found if y.dim() == wide.dim() else found[0]).to(y.dtype), layer.condition(), layer.error())
+
+
 def _matrix(y: Tensor, weight: Tensor, geometry: Geometry, sides: tuple[int, ...], groups: int) -> _System:
     """One system for each group: the layer written out, a column for each input."""
     inner, outs = weight.shape[1], weight.shape[0] // groups
     inputs, outputs = inner * math.prod(sides), outs * math.prod(y.shape[2:])
-    if inputs * outputs * groups > MOST_ENTRIES:
-        raise InputError(
-            f"y is {shown(y)}, and with {geometry.mode} padding of {geometry.pads} the layer's matrix has {outputs} x {inputs} "
-            f"entries for each of {groups} groups, more than {MOST_ENTRIES}; circular padding that keeps the size needs none: "
-            "invert tiles, or invert as if the layer were circular, with noise."
-        )
     single = torch.eye(inputs, dtype=torch.float64, device=y.device).view(inputs, inner, *sides)
     padded, kept = pad(single, geometry.pads, geometry.mode)
     columns = CONVOLVE[len(sides)](padded, weight, None, 1, kept, geometry.dilation)
