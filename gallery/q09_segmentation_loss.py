@@ -48,7 +48,7 @@ print(f"picture {tuple(picture.shape)}, labels {tuple(labels.shape)}: {(labels =
 # Pixel by pixel
 # --------------
 # At one pixel: the exponentials of its scores, divided by their sum, are probabilities, and the loss is minus the logarithm of the one of
-# the label. A loop over every pixel of a crop, in Python's own numbers, beside ``softmax_losses``.
+# the label. A loop over every pixel of two crops, in Python's own numbers, beside ``softmax_losses``.
 
 
 def loss_at(scores: list[float], label: int) -> float:
@@ -58,18 +58,13 @@ def loss_at(scores: list[float], label: int) -> float:
 
 
 torch.manual_seed(0)
-part = (slice(20, 84), slice(20, 100))
-scores = 3 * torch.randn(1, 2, 64, 80, dtype=torch.float64)
-named = labels[:, *part]
-by_loop = torch.tensor(
-    [
-        [0.0 if named[0, y, x] == IGNORE else loss_at(scores[0, :, y, x].tolist(), int(named[0, y, x])) for x in range(80)]
-        for y in range(64)
-    ],
-    dtype=torch.float64,
-)
+scores = 3 * torch.randn(2, 2, 64, 80, dtype=torch.float64)
+named = torch.cat([labels[:, 20:84, 20:100], labels[:, 200:264, 250:330]])
+by_loop = torch.zeros(named.shape, dtype=torch.float64)
+for image, y, x in (named != IGNORE).nonzero().tolist():
+    by_loop[image, y, x] = loss_at(scores[image, :, y, x].tolist(), int(named[image, y, x]))
 losses = softmax_losses(scores, named, axis=1, ignore=IGNORE)
-apart = (losses[0] - by_loop).abs().max().item()
+apart = (losses - by_loop).abs().max().item()
 print(f"the loop and softmax_losses differ by {apart:.0e} at most, over {by_loop.numel()} pixels")
 
 # %%
@@ -218,7 +213,7 @@ axis.legend()
 # The answer
 # ----------
 
-peaks = [run.peak_bytes for run in measured.values()]
+maps = [run.peak_bytes / of_scores for run in measured.values()]
 fewer, kept = (lengths[name][-1] / lengths[name][0] for name in ("full", "valid"))
 print(
     fill(
@@ -234,9 +229,9 @@ print(
 print()
 print(
     fill(
-        "Memory: a softmax is as large as the scores, and the usual loss holds three such maps beside them at its worst. Chunk by chunk, "
-        f"the same loss took {peaks[1] / peaks[0]:.0%} of the peak here; what is left is the scores and their gradient. At a batch of "
-        f"four, the scores not counted, it takes {row['beside_ratio']:.0%} of the memory and {row['time_ratio']:.0%} of the time.",
+        f"Memory: a softmax is as large as the scores. At its worst the usual loss held {maps[0]:.1f} maps of that size (its logarithm, "
+        f"kept for backward, and gradients), the one in chunks {maps[1]:.1f}: the scores and their gradient. At a batch of four, the "
+        f"scores not counted, it takes {row['beside_ratio']:.0%} of the memory and {row['time_ratio']:.0%} of the time.",
         100,
     )
 )
