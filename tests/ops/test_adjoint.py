@@ -145,6 +145,7 @@ WEIGHT = torch.zeros(4, 3, 3, 3)
         (lambda: conv_adjoint(torch.zeros(1, 4, 5, 5), WEIGHT, (7, 8)), "an input of 8 samples on spatial axis 1 gives 6 .* give 5: 7"),
         (lambda: conv_adjoint(torch.zeros(1, 4, 0, 5), WEIGHT, (2, 7)), "no input gives none"),
         (lambda: conv_adjoint(torch.zeros(1, 4, 5, 5), WEIGHT, (7,)), r"size is \(7,\), 1 entries, and the weight has 2 spatial axes"),
+        (lambda: conv_adjoint(torch.zeros(1, 4, 5, 5).long(), WEIGHT, 7), "y is of type torch.int64; it has to be floating"),
         (lambda: conv_adjoint(torch.zeros(1, 3, 5, 5), WEIGHT, 7), "y is 1x3x5x5, and the weight 4x3x3x3 makes 4 channels"),
         (lambda: conv_adjoint(torch.zeros(5, 5), WEIGHT, 7), "y is 5x5"),
         (lambda: conv_adjoint(torch.zeros(1, 4, 5, 5), WEIGHT, 7, groups=3), "groups is 3, and the weight 4x3x3x3 has 4 output channels"),

@@ -85,6 +85,9 @@ def _folded(padded: Tensor, sides: tuple[int, ...], pads: Pads, mode: str) -> Te
 def check_weight(y: Tensor, weight: Tensor, groups: int) -> int:
     """The number of spatial axes. Raises `InputError` for what does not go together."""
     axes = weight.dim() - 2
+    for name, tensor in (("y", y), ("the weight", weight)):
+        if not tensor.is_floating_point():
+            raise InputError(f"{name} is of type {tensor.dtype}; it has to be floating.")
     if axes not in (1, 2, 3) or not weight.numel():
         raise InputError(f"the weight is {shown(weight)}; it has to be out x channel x window, with 1 to 3 axes of window.")
     out = weight.shape[0]

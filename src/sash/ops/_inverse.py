@@ -253,9 +253,6 @@ def _check(
 ) -> tuple[Geometry, tuple[int, ...]]:
     """How the window slides, and the input's sides. Raises `InputError` for what does not go together."""
     axes, out = check_weight(y, weight, groups), weight.shape[0]
-    for name, tensor in (("y", y), ("the weight", weight)):
-        if not tensor.is_floating_point():
-            raise InputError(f"{name} is of type {tensor.dtype}; it has to be floating.")
     if bias is not None and bias.shape != (out,):
         raise InputError(f"bias is {shown(bias)}; it has to be {out} numbers, one an output channel.")
     if bias is not None and bias.device != y.device:
