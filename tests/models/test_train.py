@@ -358,6 +358,8 @@ def test_a_stream_of_batches_will_do():
         ({"epochs": 1, "patience": 0}, "patience=0"),
         ({"epochs": 1, "every": 5}, "every=5 steps a checkpoint was asked for, and no path"),
         ({"epochs": 1, "metrics": {"loss": accuracy}}, "metrics has a 'loss'"),
+        ({"epochs": 1, "metrics": {"right": lambda scores, _: scores[:, 0]}}, "the metric 'right' is 8; it has to be one number a batch"),
+        ({"epochs": 1, "metrics": {"right": lambda scores, _: "all"}}, "the metric 'right' is a str"),
         ({"epochs": 1, "data": pictures(0)}, "data hold 0 samples"),
         ({"epochs": 1, "data": (pictures()[0], pictures(23)[1])}, "hold 24, 23 samples"),
         ({"epochs": 1, "data": (pictures()[0],)}, "a tuple of Tensor; give"),

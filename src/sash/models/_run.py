@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from numbers import Real
 from typing import Any
 
 import torch
@@ -132,7 +133,7 @@ class Run:
 
     @torch.no_grad()
     def _compare(self, outputs: Any, targets: Any, **known: float) -> dict[str, float]:
-        return {name: known[name] if name in known else float(compare(outputs, targets)) for name, compare in self.compared.items()}
+        return {name: known[name] if name in known else _number(name, compare(outputs, targets)) for name, compare in self.compared.items()}
 
     @torch.no_grad()
     def _evaluated(self, held_out: Data, batch: int) -> dict[str, float]:
@@ -155,3 +156,12 @@ class Run:
             raise InputError(f"the loss is {found}; it has to be one number that depends on the model's weights.")
         if not math.isfinite(value.item()):
             raise ModelError(f"the loss became {value.item()} at step {self.steps + 1}, in epoch {len(self.epochs) + 1}; try a lower rate.")
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if not isinstance(value, Real):
+        found = format_shape(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise InputError(f"the metric {name!r} is {found}; it has to be one number a batch, as the mean over its samples.")
+    return float(value)

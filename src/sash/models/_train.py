@@ -52,8 +52,9 @@ def train(
     after `epochs`, or after `steps` of the optimizer. `optimizer` is a class, a function of the parameters, or made already; `schedule` a
     function of the optimizer, stepped once a step.
 
-    `loss` and `metrics` are functions of outputs and targets, averaged over samples. With `patience`, training ends after so many epochs
-    without a lower loss on `held_out` (without it, in training), and the model has the weights of its best epoch, of which a copy is kept.
+    `loss` and `metrics` are functions of outputs and targets, each one number: the mean over the samples of a batch. With `patience`,
+    training ends after so many epochs without a lower loss on `held_out` (without it, in training), and the model has the weights of its
+    best epoch, of which a copy is kept.
 
     `seed` decides the order and all that the model draws; the caller's own random state stays as it is. With `checkpoint`, the run is
     written there after each epoch and after `every` steps. Called again, it is taken up there, and ends with the bits of a run that nothing
