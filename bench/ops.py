@@ -82,7 +82,7 @@ def peaks(row: Row) -> dict[str, dict[str, int | str]]:
             found[name] = {"peak_bytes": sash.measure(work).peak_bytes}
             found[name]["forecast_bytes"] = sash.forecast(work).peak_bytes
         except sash.SashError as error:
-            found.setdefault(name, {})["error_text"] = str(error)
+            found.setdefault(name, {})["error_text"] = str(error).replace(f"{BENCH.parent}/", "")
     return found
 
 
