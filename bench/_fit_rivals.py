@@ -33,8 +33,13 @@ class Checkpointed:
     def __call__(self, model: nn.Module) -> nn.Module:
         for path in self.paths:
             module = model.get_submodule(path)
-            module.forward = functools.partial(checkpoint, module.forward, use_reentrant=False)  # pyright: ignore[reportAttributeAccessIssue]
+            module.forward = functools.partial(_again, module.forward)  # pyright: ignore[reportAttributeAccessIssue]
         return model
+
+
+def _again(forward: Callable[..., Any], *given: Any, **named: Any) -> Any:
+    """The checkpointed forward; a list that it is given is copied, for DenseNet's grows after the call and would be longer in backward."""
+    return checkpoint(forward, *(list(one) if isinstance(one, list) else one for one in given), use_reentrant=False, **named)
 
 
 def blocks(asked: Fitted) -> Iterator[dict[str, Any]]:

@@ -319,6 +319,16 @@ def test_what_does_not_go_together_is_named(x, depthwise, pointwise, settings, m
         separable_conv(torch.zeros(x), depthwise, pointwise, **settings)
 
 
+def test_whole_numbers_and_mixed_types_are_named():
+    x, depthwise, pointwise = torch.zeros(1, 2, 4), torch.zeros(2, 1, 3), torch.zeros(2, 2, 1)
+    with pytest.raises(InputError, match=r"the input is of type torch.int64; it has to be floating"):
+        separable_conv(x.long(), depthwise, pointwise)
+    with pytest.raises(InputError, match=r"the pointwise weight is of type torch.float64 and the input of torch.float32"):
+        separable_conv(x, depthwise, pointwise.double())
+    with pytest.raises(InputError, match=r"bias is on meta and the input on cpu"):
+        separable_conv(x, depthwise, pointwise, torch.zeros(2, device="meta"))
+
+
 @pytest.mark.parametrize(("images", "rows"), [(0, 1), (1, 0), (1, 1.5)])
 def test_a_band_of_nothing_is_refused(images, rows):
     with pytest.raises(InputError, match="at least 1 of each"):

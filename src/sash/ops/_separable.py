@@ -82,6 +82,7 @@ def separable_conv(
         dtype = torch.get_autocast_dtype(kind)
         # As autocast itself: float64 stays.
         tensors = Operands(*(one if one is None or one.dtype is torch.float64 else one.to(dtype) for one in tensors))  # pyright: ignore[reportArgumentType]
+    _check_types(tensors)
     with torch.autocast(kind, enabled=False):
         y = _run(tensors, _Setting(geometry, activation, out_activation), lean, band)
     return y if batched else y[0]
@@ -339,6 +340,29 @@ def _check(
                 f"and the window spans {window.span}; pad by {window.span - side - sum(window.pad)} more."
             )
     return geometry
+
+
+def _check_types(tensors: Operands) -> None:
+    """Raises `InputError` unless the numbers are floating, of one type and on one device."""
+    x = tensors.x
+    for name, found in tensors._asdict().items():
+        if found is None:
+            continue
+        if not found.is_floating_point():
+            raise InputError(f"{_NAMES[name]} is of type {found.dtype}; it has to be floating.")
+        if found.dtype is not x.dtype:
+            raise InputError(f"{_NAMES[name]} is of type {found.dtype} and the input of {x.dtype}; make one the other's.")
+        if found.device != x.device:
+            raise InputError(f"{_NAMES[name]} is on {found.device} and the input on {x.device}; move one to the other's.")
+
+
+_NAMES = {
+    "x": "the input",
+    "depthwise": "the depthwise weight",
+    "depthwise_bias": "depthwise_bias",
+    "pointwise": "the pointwise weight",
+    "bias": "bias",
+}
 
 
 def _check_activations(tensors: Operands, setting: _Setting) -> None:
