@@ -182,10 +182,8 @@ for kind in kinds:
     for layer in forecast[kind].layers:
         # Fused, the two convolutions are one call of the layer around them.
         if layer.path.startswith("enter.") and (layer.path.count(".") == 1 if kind == "fused" else layer.leaf):
-            seen = format_bytes(held(measured[kind], layer.path))
-            print(
-                f"{layer.path:<22}{layer.kind:<16}{format_count(params_below(forecast[kind], layer.path)):>12}{format_bytes(layer.held_bytes):>12}{seen:>12}"
-            )
+            params, seen = format_count(params_below(forecast[kind], layer.path)), format_bytes(held(measured[kind], layer.path))
+            print(f"{layer.path:<22}{layer.kind:<16}{params:>12}{format_bytes(layer.held_bytes):>12}{seen:>12}")
 
 print()
 for reason in compare(forecast["separable"], forecast["fused"]):
