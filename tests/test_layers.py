@@ -15,9 +15,10 @@ ALLOWED = {
     "ops": {"errors", "units", "window"},
     "models": {"errors", "units", "window", "ops"},
     "cost": {"errors", "units", "window"},
+    "arrays": {"errors", "units", "window"},
     "plans": {"errors", "units", "window", "ops", "cost"},
     "report": {"errors", "units", "window", "cost", "plans"},
-    "cli": {"errors", "units", "window", "cost", "plans", "models", "report"},
+    "cli": {"errors", "units", "window", "arrays", "cost", "plans", "models", "report"},
     "__init__": {"errors", "units", "window", "cost", "plans"},
 }
 """Folder (or file beside `__init__`) to the folders that it may import."""

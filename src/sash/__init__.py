@@ -36,11 +36,14 @@ __all__ = [
     "walk",
 ]
 
+_FOLDERS = {"arrays", "models", "ops"}
 _FITTING = {"Largest", "Plan", "assert_fits", "fit", "largest", "tiled"}
 
 
 def __getattr__(name: str) -> _typing.Any:
     # What needs torch comes when it is first named: windows and walks, and `sash --help`, do without it.
+    if name in _FOLDERS:
+        return _importlib.import_module(f"sash.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'sash' has no attribute {name!r}")
     return getattr(_importlib.import_module("sash.plans" if name in _FITTING else "sash.cost"), name)

@@ -2,6 +2,7 @@
 
 import typer
 
+from sash.cli._blur import blur
 from sash.cli._calibrate import calibrate
 from sash.cli._demo import demo
 from sash.cli._fit import fit
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (walk, forecast, fit, largest, measure, tiled, demo, calibrate):
+for verb in (walk, forecast, fit, largest, measure, tiled, blur, demo, calibrate):
     app.command()(verb)
 
 

@@ -1,0 +1,11 @@
+"""Jobs on arrays larger than memory: a budget in bytes, kept, and the result that of the whole array."""
+
+from importlib.util import find_spec as _find_spec
+
+if _find_spec("numba") is None:
+    raise ImportError("sash.arrays needs numba, which is not installed: pip install 'sash[arrays]'.")
+
+from sash.arrays._blur import blur
+from sash.arrays._plan import ArrayPlan, Method
+
+__all__ = ["ArrayPlan", "Method", "blur"]

@@ -1,0 +1,217 @@
+"""`sash.arrays.blur`: Gaussians and their derivatives along any axes, within a stated error."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from math import isfinite
+from typing import Any, Literal
+
+import numpy as np
+
+from sash.arrays._border import Boundary, checked_boundary
+from sash.arrays._gaussian import Direct, Filter, Multirate, filters
+from sash.arrays._job import Job, Options, Step, plan_job, run_job
+from sash.arrays._plan import Method
+from sash.arrays._planes import Planes, planes_of
+from sash.arrays._stage import Coarse, Correlate, Restored, Thinned
+from sash.arrays._store import Source, open_source
+from sash.errors import InputError
+from sash.units import format_shape
+
+ROUNDING = {"float32": 4e-7, "float64": 1e-14}
+"""What sums in these types can be off by, as a share of the range: that much of a tolerance is set aside."""
+NONE = Direct(np.ones(1), 0.0)
+"""The filter of an axis that is not filtered along."""
+
+
+def blur(
+    source: Any,
+    sigma: float | Sequence[float],
+    out: np.ndarray | str | os.PathLike[str] | None = None,
+    *,
+    budget: str | int = "512 MiB",
+    tolerance: float = 1e-3,
+    boundary: Boundary = "reflect",
+    fill: float = 0.0,
+    order: int | Sequence[int] = 0,
+    axes: Sequence[int] | None = None,
+    method: Literal["auto", "direct", "multirate"] = "auto",
+    dtype: Any = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+    restart: bool = False,
+    progress: bool | None = None,
+    plan_only: bool = False,
+) -> Any:
+    """The source, convolved with a Gaussian along the last two axes, or along `axes`; as `scipy.ndimage.gaussian_filter`, made in parts.
+
+    `source` is an array, a tensor on the CPU, or a file (.npy, .zarr, TIFF, PNG, JPEG, WAV, FLAC); `sigma` the standard deviation in
+    samples, one for all axes or one each, 0 for none. `order` asks for derivatives of the Gaussian. `boundary` says what lies beyond the
+    ends, in `scipy.ndimage`'s words; `fill` is the value of "constant".
+
+    Every output is within `tolerance` of the exact one (the sampled Gaussian, never cut off), as a share of the input's range (largest
+    less least value, `fill` among them); for derivatives that times the sum of the derivative's absolute taps. A Gaussian is cut where
+    the tolerance allows ("direct"), or made of splines at a lower rate ("multirate"), whose cost hardly depends on sigma; "auto" takes
+    the quicker. Sums are in fp32, or float64 where the input is, or the tolerance is below 1e-6. Whole numbers are rounded to the nearest.
+    NaN and infinities make NaN of, or spread to, all that the taps reach: at most 9.5 sigma.
+
+    The result has the source's type, or `dtype`; derivatives of whole numbers are fp32. It is an array (or what was given as `out`), or
+    the path in `out`, which appears when it is whole; after an interruption the same call goes on where it stopped, to the same bits.
+
+    The budget bounds what the job holds at once: rows that are read, what is made, work space, and an output that it makes in memory.
+    Raises `DoesNotFit` with the least budget that would do, and `InputError` for what cannot be read, written or meant.
+    """
+    options = Options(budget, workers, overwrite, restart, progress)
+    with closing(open_source(source)) as opened:
+        job = _job(opened, sigma, order, axes, tolerance, checked_boundary(boundary), fill, method, dtype)
+        planned = plan_job(job, opened, out, options)
+        if plan_only:
+            return planned.plan
+        made = run_job(planned, opened, out, options)
+    return _as_given(source, made) if out is None else made
+
+
+def _job(
+    source: Source,
+    sigma: float | Sequence[float],
+    order: int | Sequence[int],
+    axes: Sequence[int] | None,
+    tolerance: float,
+    boundary: Boundary,
+    fill: float,
+    method: str,
+    dtype: Any,
+) -> Job:
+    along = _axes(source.shape, axes)
+    sigmas = dict(zip(along, _each(sigma, along, "sigma"), strict=True))
+    orders = dict(zip(along, _each(order, along, "order"), strict=True))
+    _check(source, sigmas, orders, tolerance, fill, method)
+    derived = any(orders.values())
+    written = _written(source.dtype, dtype, derived)
+    # A derivative along an axis without a Gaussian is none: scipy takes the samples as they are, and so does this.
+    blurred = tuple(axis for axis in along if sigmas[axis] > 0)
+    wide = source.dtype.itemsize > (4 if source.dtype.kind == "f" else 2)
+    work = np.dtype(np.float64 if wide or tolerance < 1e-6 else np.float32)
+    share = max(tolerance - ROUNDING[work.name], tolerance / 2) / max(len(blurred), 1)
+    choices = {axis: _choices(sigmas[axis], orders[axis], share) for axis in blurred}
+    cost = {name: sum(_nanoseconds(found[name]) for found in choices.values()) for name in ("direct", "multirate")}
+    able = any(isinstance(found["multirate"], Multirate) for found in choices.values())
+    quicker = "multirate" if able and cost["multirate"] < cost["direct"] else "direct"
+    if method == "multirate" and not able:
+        raise InputError(
+            f"method is 'multirate', and no sigma of {_told(sigmas)} leaves samples out at a tolerance of {tolerance:g}; use 'direct'."
+        )
+    chosen = quicker if method == "auto" else method
+    error = sum(found[chosen].error for found in choices.values()) + ROUNDING[work.name]
+    verdicts = {name: "chosen" if name == chosen else f"{cost[name] / max(cost[chosen], 1e-9):.1f} times the work" for name in cost}
+    if not able:
+        verdicts["multirate"] = "no samples can be left out"
+    methods = tuple(Method(name, None, None, sum(found[name].error for found in choices.values()), verdicts[name]) for name in cost)
+    picked = {axis: found[chosen] for axis, found in choices.items()}
+    steps = _steps(source.shape, picked, work, boundary)
+    facts = {
+        "operation": "blur",
+        "sigma": [sigmas[axis] for axis in along],
+        "order": [orders[axis] for axis in along],
+        "axes": list(along),
+        "tolerance": tolerance,
+        "boundary": boundary,
+        "fill": fill,
+        "method": chosen,
+        "dtype": written.name,
+    }
+    told = f"blur of {format_shape(source.shape)} {source.dtype.name} by sigma {_told(sigmas)}"
+    return Job(told, chosen, steps, written, error, methods, facts, float(fill))
+
+
+def _steps(shape: tuple[int, ...], picked: dict[int, Filter], work: np.dtype, boundary: Boundary) -> tuple[Step, ...]:
+    """A pass over every plane for direct filters; two, by way of the coarse plane, for others."""
+    found: list[Step] = []
+    for planes, axes in planes_of(shape, tuple(picked)) or [(Planes(shape, max(len(shape) - 2, 0), 1, len(shape) == 1), (None, None))]:
+        own = [NONE if axis is None else picked[axis] for axis in axes]
+        down, along = own
+        if isinstance(down, Direct) and isinstance(along, Direct):
+            stage = Correlate(planes.size, work, boundary, down.weights, along.weights, (down.radius, along.radius))
+            found.append(Step(stage, planes, planes))
+            continue
+        pair = (Coarse.of(planes.size[0], down), Coarse.of(planes.size[1], along))
+        thinned = Thinned(pair, work, boundary)
+        between = planes.resized(thinned.shape)
+        found += [Step(thinned, planes, between), Step(Restored(pair, work), between, planes)]
+    return tuple(found)
+
+
+def _choices(sigma: float, order: int, share: float) -> dict[str, Filter]:
+    """The quickest filter of each kind; direct for both where no samples can be left out."""
+    direct, *others = filters(sigma, order, share)
+    return {"direct": direct, "multirate": min(others, key=_nanoseconds, default=direct)}
+
+
+def _nanoseconds(found: Filter) -> float:
+    """About what an axis costs a sample on one core. Only ratios count."""
+    if isinstance(found, Direct):
+        return 0.15 + 0.03 * len(found.weights)
+    return 0.6 + 0.05 * (found.degree - 3) + 3.5 / found.step + (0.15 + 0.03 * len(found.coarse)) / found.step
+
+
+def _axes(shape: tuple[int, ...], axes: Sequence[int] | None) -> tuple[int, ...]:
+    dims = len(shape)
+    if axes is None:
+        return tuple(range(max(dims - 2, 0), dims))
+    found = tuple(int(axis) for axis in axes)
+    if any(not -dims <= axis < dims for axis in found) or len({axis % dims for axis in found}) != len(found):
+        raise InputError(f"axes are {found}, and the array {format_shape(shape)} has axes 0 to {dims - 1}; name each once.")
+    return tuple(axis % dims for axis in found)
+
+
+def _each(given: Any, axes: tuple[int, ...], name: str) -> tuple[Any, ...]:
+    if isinstance(given, (int, float, np.number)):
+        return (given,) * len(axes)
+    found = tuple(given)
+    if len(found) != len(axes):
+        raise InputError(f"{name} has {len(found)} entries, and {len(axes)} axes are filtered along; give one number, or one an axis.")
+    return found
+
+
+def _check(source: Source, sigmas: dict[int, Any], orders: dict[int, Any], tolerance: float, fill: float, method: str) -> None:
+    if source.dtype.kind not in "fiu" or source.dtype == np.float16:
+        raise InputError(f"the source holds {source.dtype}; blur takes whole numbers, float32 and float64: convert it with .astype.")
+    for axis, sigma in sigmas.items():
+        if not (isinstance(sigma, (int, float, np.number)) and isfinite(sigma) and sigma >= 0):
+            raise InputError(f"sigma is {sigma!r} along axis {axis}; a standard deviation is 0 or more, in samples.")
+    for axis, order in orders.items():
+        if not (isinstance(order, (int, np.integer)) and 0 <= order <= 8):
+            raise InputError(f"order is {order!r} along axis {axis}; derivatives from 0 (the Gaussian itself) to 8 are made.")
+        if order and not sigmas[axis]:
+            raise InputError(f"order is {order} along axis {axis}, where sigma is 0; a derivative of a Gaussian has a sigma.")
+    if not (isfinite(tolerance) and 1e-13 <= tolerance < 1):
+        raise InputError(f"tolerance is {tolerance!r}; it is a share of the input's range, from 1e-13 to below 1.")
+    if not isfinite(fill):
+        raise InputError(f"fill is {fill!r}; give a finite number.")
+    if method not in ("auto", "direct", "multirate"):
+        raise InputError(f"method is {method!r}; there are 'auto', 'direct' and 'multirate'.")
+
+
+def _written(source: np.dtype, asked: Any, derived: bool) -> np.dtype:
+    if asked is None:
+        return np.dtype(np.float32) if derived and source.kind in "iu" else source
+    found = np.dtype(asked)
+    if found.kind not in "fiu" or found == np.float16:
+        raise InputError(f"dtype is {found}; blur writes whole numbers, float32 and float64.")
+    return found
+
+
+def _told(sigmas: dict[int, Any]) -> str:
+    found = [f"{sigma:g}" for sigma in sigmas.values()]
+    return found[0] if len(set(found)) == 1 else ", ".join(found)
+
+
+def _as_given(source: Any, made: np.ndarray) -> Any:
+    """A tensor for a tensor."""
+    if hasattr(source, "detach") and hasattr(source, "numpy"):
+        import torch
+
+        return torch.from_numpy(made)
+    return made

@@ -1,0 +1,102 @@
+"""How a pass is cut into tasks, so that what it holds stays inside a budget."""
+
+from __future__ import annotations
+
+from math import ceil
+
+from sash.arrays._pass import Cut, Pass
+from sash.arrays._planes import Part
+from sash.arrays._store import Sink
+from sash.window import Interval
+
+TURNS = 4
+"""Tasks for each worker, at least: rows cost differently, and so do processors."""
+LEAST_NUMBERS = 1 << 18
+"""Numbers that a task makes, where there are so many: fewer do not pay for handing it out."""
+WORTH = 1.05
+"""Narrower bands are not looked at where what is done twice costs less than this."""
+LEAST_ROWS, LEAST_COLUMNS = 16, 512
+"""Tasks smaller than that along an axis would save next to nothing, and never end."""
+MOST_BYTES = 64 << 20
+"""Bytes that a task writes: more would make progress coarse and an interruption dear."""
+
+
+def cut(made: Pass, sink: Sink, room: int, workers: int) -> tuple[Cut | None, int]:
+    """The quickest way to cut the pass within `room` bytes, None where there is none; and the bytes of that, or of the smallest."""
+    best, cost, least = None, float("inf"), 0
+    for columns in _halvings(made, sink):
+        for count in _fewer(workers):
+            found, taken = _tallest(made, sink, count, columns, room)
+            least = taken if not least else min(least, taken)
+            if found is not None and (dear := _cost(made, found)) < cost:
+                best, cost = (found, taken), dear
+        if best is not None and best[0].workers == workers and cost * workers < WORTH:
+            break
+    return best or (None, least)
+
+
+def _fewer(workers: int) -> list[int]:
+    found = [workers]
+    while found[-1] > 1:
+        found.append(found[-1] // 2)
+    return found
+
+
+def _halvings(made: Pass, sink: Sink) -> list[int]:
+    """Widths of bands: all columns, and ever half as many, whole grains of them."""
+    width, grain = made.stage.shape[1], max(made.written.grain(sink.grain)[2], made.written.step)
+    found = [width]
+    while found[-1] > max(grain, LEAST_COLUMNS):
+        found.append(max(ceil(found[-1] / 2 / grain), 1) * grain)
+    return found
+
+
+def _tallest(made: Pass, sink: Sink, workers: int, columns: int, room: int) -> tuple[Cut | None, int]:
+    lead, grain, _ = made.written.grain(sink.grain)
+    lead = _together(made, lead, columns)
+    height = made.stage.shape[0]
+    lanes = made.written.lanes(tuple(Interval(0, count) for count in lead))
+    row_bytes = lanes * columns * made.sink_dtype.itemsize
+    wanted = max(ceil(height / (TURNS * workers)), ceil(LEAST_NUMBERS / (lanes * columns)), 4 * _beyond(made))
+    wanted = min(wanted, height, max(MOST_BYTES // row_bytes, 1))
+    low = ceil(min(LEAST_ROWS, height) / grain)
+    high = max(ceil(wanted / grain), low)
+    smallest = None
+    while True:
+        tried = Cut(workers, lead, min(high * grain, ceil(height / grain) * grain), columns)
+        taken = made.peak_bytes(tried, sink)
+        if taken <= room:
+            return tried, taken
+        smallest = taken if smallest is None else min(smallest, taken)
+        if high == low:
+            return None, smallest
+        # Memory grows with the rows, if not from none: what is left over says how far to go down.
+        high = max(low, min(high - 1, int(high * max(room / taken, 0.5))))
+
+
+def _together(made: Pass, grain: tuple[int, ...], columns: int) -> tuple[int, ...]:
+    """Places of leading axes that a task takes together: small planes several at once."""
+    if not grain:
+        return grain
+    numbers = made.stage.shape[0] * columns * made.written.channels
+    more = max(LEAST_NUMBERS // max(numbers, 1) // grain[-1], 1) * grain[-1]
+    return (*grain[:-1], min(more, ceil(made.written.shape[len(grain) - 1] / grain[-1]) * grain[-1]))
+
+
+def _beyond(made: Pass) -> int:
+    """Rows that a task reads beside those under it, in rows of output."""
+    rows, _ = made.stage.reads(Interval(0, 1), Interval(0, 1))
+    two, _ = made.stage.reads(Interval(0, 2), Interval(0, 1))
+    return ceil(rows.length / max(two.length - rows.length, 1))
+
+
+def _cost(made: Pass, found: Cut) -> float:
+    """Work, with what is done twice, over the workers."""
+    height, width = made.stage.shape
+    part = Part((), Interval(0, min(found.rows, height)), Interval(0, min(found.columns, width)))
+    whole = made.stage.reads(Interval(0, height), Interval(0, width))
+    near = made.stage.reads(part.rows, part.columns)
+    share = 1.0
+    for own, all_of, size, full in zip(near, whole, (part.rows.length, part.columns.length), (height, width), strict=True):
+        share *= (own.length / size) / (all_of.length / full)
+    return share / found.workers

@@ -1,0 +1,76 @@
+"""Arrays that do not exist yet, as far as a plan has to know them."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sash.arrays._store_sink import Sink
+from sash.arrays._store_source import Box, Source
+from sash.arrays._store_zarr import zarr_layout
+
+RAW_SCRATCH = 256 << 10
+"""Of a write or a read of part of a file of plain numbers."""
+LEAST_SHARD, MOST_SHARD = 1 << 20, 64 << 20
+
+
+class ForeseenSource(Source):
+    """An array between two passes: in memory, or a file of plain numbers."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, in_memory: bool) -> None:
+        self.shape, self.dtype, self.grain = shape, dtype, (1,) * len(shape)
+        self._in_memory = in_memory
+
+    @property
+    def array(self) -> np.ndarray | None:
+        """A stand-in of that shape without numbers of its own."""
+        return np.empty(self.shape, self.dtype) if self._in_memory else None
+
+    def scratch_bytes(self, box: Box) -> int:
+        return 0 if self._in_memory else RAW_SCRATCH
+
+
+class ForeseenSink(Sink):
+    """What an output of that kind will take of memory."""
+
+    def __init__(self, out: Any, shape: tuple[int, ...], dtype: np.dtype, shards: tuple[int, ...] | None = None) -> None:
+        self.shape, self.dtype, self.grain = shape, dtype, (1,) * len(shape)
+        self._shards = shards
+        self._given = out
+        suffix = "" if out is None or isinstance(out, np.ndarray) else Path(out).suffix.lower()
+        self._scratch = RAW_SCRATCH if suffix else 0
+        if out is None:
+            self.held_bytes = prod(shape) * dtype.itemsize
+        elif suffix in (".png", ".jpg", ".jpeg"):
+            self.held_bytes = prod(shape) * dtype.itemsize + 4 * prod(shape[:2])
+        elif suffix == ".zarr":
+            self.grain = zarr_layout(shape, dtype, None, shards)[1]
+
+    @property
+    def array(self) -> np.ndarray | None:
+        """The user's own, or a stand-in of that shape without numbers of its own."""
+        if self._given is None:
+            return np.empty(self.shape, self.dtype)
+        return self._given if isinstance(self._given, np.ndarray) else None
+
+    def scratch_bytes(self, box: Box) -> int:
+        if self._shards is None:
+            return self._scratch
+        over = any(stop % cell for (_, stop), cell in zip(box, self.grain, strict=True))
+        return (4 if over else 3) * prod(self.grain) * self.dtype.itemsize + (1 << 20)
+
+
+def shards_for(out: Any, shape: tuple[int, ...], dtype: np.dtype, budget: int, workers: int) -> tuple[int, ...] | None:
+    """Shards of a zarr output whose writing leaves most of the budget to the work; None for other outputs."""
+    if out is None or isinstance(out, np.ndarray) or Path(out).suffix.lower() != ".zarr":
+        return None
+    chunks, shards = zarr_layout(shape, dtype)
+    wanted = min(max(budget // (16 * workers), LEAST_SHARD), MOST_SHARD)
+    found = list(shards)
+    while prod(found) * dtype.itemsize > wanted and tuple(found) != chunks:
+        axis = max((axis for axis in range(len(found)) if found[axis] > chunks[axis]), key=lambda axis: found[axis] // chunks[axis])
+        found[axis] = max(found[axis] // chunks[axis] // 2, 1) * chunks[axis]
+    return tuple(found)

@@ -1,0 +1,238 @@
+"""An array job: passes one after the other, inside a budget, from a source to a sink, taken up again where it was interrupted."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from sash.arrays._cut import cut
+from sash.arrays._foreseen import ForeseenSink, ForeseenSource, shards_for
+from sash.arrays._journal import Journal
+from sash.arrays._pass import Cut, Pass, run_pass
+from sash.arrays._plan import ArrayPlan, Method
+from sash.arrays._planes import Part, Planes
+from sash.arrays._stage import Stage
+from sash.arrays._store import Sink, Source, open_sink, open_source
+from sash.errors import DoesNotFit, InputError
+from sash.units import format_bytes, parse_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A stage, how its planes lie in what it reads and what it makes, and the shape of the latter."""
+
+    stage: Stage
+    read: Planes
+    written: Planes
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What is to be done: steps in order, each reading what the one before it made."""
+
+    operation: str
+    method: str
+    steps: tuple[Step, ...]
+    dtype: np.dtype
+    """Of the output."""
+    error: float
+    methods: tuple[Method, ...]
+    facts: dict[str, Any]
+    """What the output's bits depend on, beside the source: as JSON."""
+    fill: float = 0.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the output."""
+        return self.steps[-1].written.shape
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a job is run, whatever it is."""
+
+    budget: str | int
+    workers: int | None = None
+    overwrite: bool = False
+    restart: bool = False
+    progress: bool | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """A job, cut to its budget."""
+
+    job: Job
+    cuts: tuple[Cut, ...]
+    shards: tuple[int, ...] | None
+    plan: ArrayPlan
+
+
+def plan_job(job: Job, source: Source, out: Any, options: Options) -> Planned:
+    """The job's tasks and what they hold; raises `DoesNotFit` with the least budget that would do."""
+    budget, workers = parse_bytes(options.budget), _workers(options.workers)
+    filed = isinstance(out, (str, os.PathLike))
+    shards = shards_for(out, job.shape, job.dtype, budget, workers)
+    cuts, peak, least = [], 0, 0
+    for place, made in enumerate(passes(job, source, filed)):
+        last = place == len(job.steps) - 1
+        sink = ForeseenSink(out, job.shape, job.dtype, shards) if last else ForeseenSink(None, made.written.shape, made.sink_dtype)
+        held = source.held_bytes if place == 0 else 0
+        # Between passes numbers are in memory, unless the output is a file: they are then as well, so that they outlast an interruption.
+        held += 0 if filed and not last else sink.held_bytes
+        held += 0 if filed or place == 0 else made.source.array.nbytes if made.source.array is not None else 0
+        found, taken = cut(made, sink, budget - held, workers)
+        peak, least = max(peak, held + taken), max(least, held + taken)
+        cuts.append(found)
+    if any(found is None for found in cuts):
+        raise DoesNotFit(
+            f"{job.operation} holds {format_bytes(least)} at least, at {job.method}; the budget is {format_bytes(budget)}."
+            + ("" if filed else " To a file, the output would not count: give `out`."),
+            least,
+        )
+    return Planned(job, tuple(cuts), shards, _told(job, source, tuple(cuts), budget, peak))
+
+
+def _told(job: Job, source: Source, cuts: tuple[Cut, ...], budget: int, peak: int) -> ArrayPlan:
+    last, found = job.steps[-1], cuts[-1]
+    height, width = last.stage.shape
+    lanes = 1
+    for count in found.lead:
+        lanes *= count
+    tasks = sum(len(group) for made, one in zip(passes(job, source, False), cuts, strict=True) for group in made.groups(one))
+    size = int(np.prod(source.shape)) * source.dtype.itemsize
+    return ArrayPlan(
+        operation=job.operation,
+        method=job.method,
+        shape=job.shape,
+        dtype=job.dtype.name,
+        tasks=tasks,
+        task_shape=(lanes * last.written.channels, min(found.rows, height), min(found.columns, width)),
+        workers=found.workers,
+        passes=len(job.steps),
+        budget_bytes=budget,
+        peak_bytes=peak,
+        read_bytes=size,
+        written_bytes=int(np.prod(job.shape)) * job.dtype.itemsize,
+        wall_s=None,
+        error=job.error,
+        methods=job.methods,
+    )
+
+
+def passes(job: Job, source: Source, filed: bool) -> list[Pass]:
+    """The job's passes, those after the first with stand-ins for what they read."""
+    found = []
+    for place, step in enumerate(job.steps):
+        last = place == len(job.steps) - 1
+        dtype = job.dtype if last else step.stage.dtype
+        given = source if place == 0 else ForeseenSource(step.read.shape, job.steps[place - 1].stage.dtype, not filed)
+        found.append(Pass(step.stage, step.read, step.written, given, dtype, job.fill))
+    return found
+
+
+def run_job(planned: Planned, source: Source, out: Any, options: Options) -> Any:
+    """The output: an array, or the path it was written to."""
+    job = planned.job
+    with ExitStack() as open_now:
+        tick = open_now.enter_context(_showing(options.progress, planned))
+        if not isinstance(out, (str, os.PathLike)):
+            return _in_memory(planned, source, out, tick)
+        path = Path(out)
+        journal = Journal(
+            path, {**job.facts, "source": source.identity, "cuts": [repr(one) for one in planned.cuts], "numpy": np.__version__}
+        )
+        done = journal.begun(options.restart)
+        scratch = [path.with_name(f"{path.name}.between-{place}.npy") for place in range(len(job.steps) - 1)]
+        again = done is not None
+        sink = open_sink(path, job.shape, job.dtype, overwrite=options.overwrite, resume=again, shards=None if again else planned.shards)
+        open_now.callback(sink.close)
+        if done is None:
+            journal.begin()
+        made, first = passes(job, source, True), 0
+        for place, one in enumerate(made):
+            last = place == len(made) - 1
+            given = one if place == 0 else replace(one, source=open_now.enter_context(_closing(open_source(scratch[place - 1]))))
+            count = sum(len(group) for group in given.groups(planned.cuts[place]))
+            before = {number for number in done or () if first <= number < first + count}
+            if not last and len(before) == count and scratch[place].exists():
+                tick(place, count)
+                first += count
+                continue
+            target = sink
+            if not last:
+                begun = again and bool(before)
+                target = open_sink(scratch[place], given.written.shape, given.sink_dtype, overwrite=True, resume=begun)
+                if not begun and before:
+                    raise InputError(f"{scratch[place]} is gone; say restart=True (--restart) to begin anew.")
+
+            def ended(number: int, part: Part, target: Sink = target, place: int = place) -> None:
+                target.flush()
+                journal.done(number)
+                tick(place, 1)
+
+            tick(place, len(before))
+            try:
+                first += run_pass(given, target, planned.cuts[place], first, before, ended)
+            except BaseException:
+                target.close()
+                raise
+            if not last:
+                target.finish()
+        result = sink.finish()
+        journal.remove()
+        for one in scratch:
+            one.unlink(missing_ok=True)
+    return result
+
+
+def _in_memory(planned: Planned, source: Source, out: np.ndarray | None, tick: Callable[[int, int], None]) -> np.ndarray:
+    given = source
+    sink = None
+    for place, one in enumerate(passes(planned.job, source, False)):
+        last = place == len(planned.cuts) - 1
+        sink = open_sink(out if last else None, one.written.shape, one.sink_dtype, like=source if last else None)
+        run_pass(replace(one, source=given), sink, planned.cuts[place], 0, (), lambda number, part, place=place: tick(place, 1))
+        given = open_source(sink.finish())
+    assert sink is not None
+    return sink.finish()
+
+
+@contextmanager
+def _closing(source: Source) -> Iterator[Source]:
+    try:
+        yield source
+    finally:
+        source.close()
+
+
+def _workers(asked: int | None) -> int:
+    if asked is None:
+        return len(os.sched_getaffinity(0))
+    if asked < 1:
+        raise InputError(f"workers is {asked}; at least 1 is needed.")
+    return asked
+
+
+@contextmanager
+def _showing(progress: bool | None, planned: Planned) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, in bytes of output, with rate and time left; the function that is told the pass and how many of its tasks ended."""
+    shown = sys.stderr.isatty() if progress is None else progress
+    if not shown:
+        yield lambda place, count: None
+        return
+    plan = planned.plan
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task(f"{plan.operation}, {plan.method}", total=plan.written_bytes)
+        share = plan.written_bytes / max(plan.tasks, 1)
+        yield lambda place, count: bar.update(task, advance=share * count)

@@ -1,0 +1,234 @@
+"""A stage over all planes of an array: cut into tasks, whose memory is counted before it is taken, and run side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from sash.arrays._border import places
+from sash.arrays._planes import Part, Planes
+from sash.arrays._ring import Ring, most_rows
+from sash.arrays._stage import Near, Stage
+from sash.arrays._store import Sink, Source
+from sash.arrays._turns import run_in_turn
+from sash.window import Interval
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How large tasks are, and how many run side by side."""
+
+    workers: int
+    lead: tuple[int, ...]
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """A stage, and how its planes lie in the arrays that it reads and writes."""
+
+    stage: Stage
+    read: Planes
+    written: Planes
+    source: Source
+    sink_dtype: np.dtype
+    fill: float = 0.0
+
+    @cached_property
+    def table(self) -> np.ndarray | None:
+        """The source's lanes where they lie in memory as the stage takes them."""
+        return self.read.table(self.source)
+
+    @property
+    def converts(self) -> bool:
+        """Whether what the stage makes is written in another type."""
+        return self.sink_dtype != self.stage.dtype
+
+    def groups(self, cut: Cut) -> list[list[Part]]:
+        """All tasks: those whose rows come through one ring together, from the top down."""
+        height, width = self.stage.shape
+        bands = [Interval(left, min(left + cut.columns, width)) for left in range(0, width, cut.columns)]
+        tops = [Interval(top, min(top + cut.rows, height)) for top in range(0, height, cut.rows)]
+        return [[Part(lead, rows, columns) for rows in tops] for lead in self.written.leads(cut.lead) for columns in bands]
+
+    def around(self, group: list[Part]) -> _Around:
+        """What a group's tasks read."""
+        return _Around(self, group)
+
+    def peak_bytes(self, cut: Cut, sink: Sink) -> int:
+        """Bytes that are held while the pass runs, beside what source and sink hold for themselves; the largest group's."""
+        found = 0
+        for group in self._kinds(cut):
+            part = max(group, key=lambda one: one.rows.length)
+            lanes = self.written.lanes(part.lead)
+            made = part.rows.length * part.columns.length
+            there = self.written.part_of(sink.array, part) is not None and not self.converts
+            task = 0 if there else lanes * made * self.sink_dtype.itemsize
+            task += self.stage.scratch_bytes(part.rows.length, part.columns.length)
+            task += made * self.stage.dtype.itemsize if self.converts else 0
+            task += sink.scratch_bytes(self.written.box(part))
+            around = self.around(group)
+            task += 3 * 8 * (around.span + part.columns.length)
+            found = max(found, cut.workers * task + (0 if self.table is not None else around.ring_bytes(cut.workers)))
+        return found
+
+    def _kinds(self, cut: Cut) -> list[list[Part]]:
+        """Groups of which one is the largest: the first, one in the middle, and the last."""
+        groups = self.groups(cut)
+        return [groups[place] for place in sorted({0, len(groups) // 2, len(groups) - 1})]
+
+
+class _Around:
+    """What the tasks of a group read: columns once for all, rows a task."""
+
+    def __init__(self, made: Pass, group: list[Part]) -> None:
+        self._pass, self._group = made, group
+        stage, (self._height, self._width) = made.stage, made.read.size
+        self._rows = [places(stage.reads(part.rows, part.columns)[0], self._height, stage.boundary) for part in group]
+        self.across = stage.reads(group[0].rows, group[0].columns)[1]
+        self._columns = places(self.across, self._width, stage.boundary)
+        self.span = max(map(len, self._rows)) + len(self._columns)
+
+    @cached_property
+    def held(self) -> list[Interval]:
+        """Runs of columns that a ring holds, the one under the part itself first."""
+        step = max(self._pass.read.grain(self._pass.source.grain)[2], self._pass.read.step)
+        inside = self.across.clip(self._width)
+        wanted = np.unique(self._columns[self._columns >= 0] // step)
+        edges = np.flatnonzero(np.diff(wanted) != 1) + 1
+        runs = [Interval(int(run[0]) * step, min((int(run[-1]) + 1) * step, self._width)) for run in np.split(wanted, edges) if len(run)]
+        return sorted(runs, key=lambda run: not run.start <= inside.start < run.stop)
+
+    @cached_property
+    def needs(self) -> list[np.ndarray]:
+        """Rows that each task reads, in order, whole grains of them."""
+        grain = self._pass.read.grain(self._pass.source.grain)[1]
+        found = []
+        for rows in self._rows:
+            wanted = np.unique(rows[rows >= 0] // grain)
+            near = (wanted[:, None] * grain + np.arange(grain)).reshape(-1)
+            found.append(near[near < self._height])
+        return found
+
+    @property
+    def width(self) -> int:
+        """Columns in the ring."""
+        return sum(run.length for run in self.held)
+
+    def ring_bytes(self, window: int) -> int:
+        """Of the ring, and of what reading into it takes beside."""
+        source, lead = self._pass.source, self._group[0].lead
+        lanes = self._pass.read.lanes(lead)
+        most = max(self.needs, key=len)
+        box = self._pass.read.box(Part(lead, Interval(0, len(most)), self.held[0]))
+        ring = lanes * most_rows(self.needs, self._height, window) * self.width * source.dtype.itemsize
+        return ring + window * source.scratch_bytes(box) + 4 * 8 * self._height
+
+    def ring(self, window: int) -> Ring:
+        """The rows, read as they are needed."""
+        made, lead = self._pass, self._group[0].lead
+
+        def read(rows: Interval, into: np.ndarray) -> None:
+            first = 0
+            for run in self.held:
+                made.read.read(made.source, Part(lead, rows, run), into[:, :, first : first + run.length])
+                first += run.length
+
+        return Ring(read, self.needs, self._height, window, made.read.lanes(lead), self.width, made.source.dtype)
+
+    def near(self, task: int, table: np.ndarray, ring: Ring | None) -> Callable[[int], Near]:
+        """The neighbourhood of a task in each lane."""
+        rows = self._rows[task]
+        before, inside = max(-self.across.start, 0), self.across.clip(self._width)
+        if ring is None:
+            return lambda lane: Near(table[lane], rows, self._columns, (before, inside.start, inside.length), self._pass.fill)
+        slots, needed = ring.slots(task), self.needs[task]
+        lent = np.where(rows < 0, rows, slots[np.searchsorted(needed, rows).clip(0, len(needed) - 1)])
+        columns, first = np.full(len(self._columns), -1, np.int64), 0
+        for run in self.held:
+            there = (self._columns >= run.start) & (self._columns < run.stop)
+            columns[there] = self._columns[there] - run.start + first
+            first += run.length
+        run = (before, inside.start - self.held[0].start, inside.length)
+        return lambda lane: Near(table[lane], lent, columns, run, self._pass.fill)
+
+
+def run_pass(made: Pass, sink: Sink, cut: Cut, first: int, done: Collection[int], ended: Callable[[int, Part], None]) -> int:
+    """Run the tasks that are not done yet; how many there are in all.
+
+    Tasks are numbered from `first` on. `ended` is called with each one's number once it is written, from the thread that runs this.
+    """
+    groups, number, works = made.groups(cut), first, []
+    with ThreadPoolExecutor(cut.workers, "sash") as pool:
+        for group in groups:
+            left = [(own, part) for own, part in enumerate(group, number) if own not in done]
+            number += len(group)
+            if not left:
+                continue
+            around = made.around([part for _, part in left])
+            if made.table is not None:
+                works += [_Task(made, sink, around, place, own, part, None) for place, (own, part) in enumerate(left)]
+                continue
+            ring = around.ring(cut.workers)
+            tasks = [_Task(made, sink, around, place, own, part, ring) for place, (own, part) in enumerate(left)]
+            _run(pool, tasks, cut.workers, ended, lambda oldest, ring=ring: ring.ended(oldest - 1))
+        _run(pool, works, 2 * cut.workers, ended, lambda oldest: None)
+    return number - first
+
+
+def _run(pool: Executor, tasks: list[_Task], window: int, ended: Callable[[int, Part], None], moved: Callable[[int], None]) -> None:
+    run_in_turn(pool, tasks, window, lambda place: ended(tasks[place].number, tasks[place].part), moved)
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """One part, from its rows to the sink."""
+
+    made: Pass
+    sink: Sink
+    around: _Around
+    place: int
+    number: int
+    part: Part
+    ring: Ring | None
+
+    def __call__(self) -> None:
+        made, part, ring = self.made, self.part, self.ring
+        whole = ring.table if ring is not None else made.table
+        assert whole is not None
+        lanes = range(len(whole)) if ring is not None else made.read.lane_numbers(part.lead)
+        near = self.around.near(self.place, whole, ring)
+        given = made.written.part_of(self.sink.array, part) if not made.converts else None
+        if given is not None:
+            for lane, out in zip(lanes, given, strict=True):
+                made.stage.run(near(lane), part.rows, part.columns, out)
+            return
+        shape = part.rows.length, part.columns.length
+        written = np.empty((len(lanes), *shape), made.sink_dtype)
+        buffer = np.empty(shape, made.stage.dtype) if made.converts else None
+        for lane, out in zip(lanes, written, strict=True):
+            if buffer is None:
+                made.stage.run(near(lane), part.rows, part.columns, out)
+            else:
+                made.stage.run(near(lane), part.rows, part.columns, buffer)
+                _convert(buffer, out)
+        made.written.write(self.sink, part, written)
+
+
+def _convert(made: np.ndarray, out: np.ndarray) -> None:
+    """Numbers in another type: to whole ones they are rounded, and kept within the type's range; NaN becomes 0."""
+    if out.dtype.kind not in "iu":
+        out[...] = made
+        return
+    limits = np.iinfo(out.dtype)
+    np.rint(made, out=made)
+    # The largest number of a wide type is not one of the float's: the next below it is.
+    high = np.nextafter(made.dtype.type(limits.max), 0) if int(made.dtype.type(limits.max)) > limits.max else limits.max
+    np.clip(made, limits.min, high, out=made)
+    np.nan_to_num(made, copy=False, nan=0.0)
+    out[...] = made

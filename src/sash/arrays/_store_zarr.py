@@ -1,0 +1,272 @@
+"""Zarr arrays: read a few chunks at a time, written a shard at a time."""
+
+from __future__ import annotations
+
+import os
+import threading
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sash.arrays._store_sink import Sink, Target, sync
+from sash.arrays._store_source import Box, Seen, Source, checked_dtype, checked_shape, needs, slices, touched
+from sash.errors import InputError
+from sash.window import Interval
+
+_PORTION = 4 << 20
+"""Bytes of chunks that one call reads, where a chunk is smaller: a call takes about a millisecond, whatever it reads."""
+_CHUNK = 2 << 20
+_SHARD = 64 << 20
+_NAMES = ("zarr.json", ".zarray", ".zgroup")
+
+
+class ZarrSource(Source):
+    """An array of chunks; of shards, the chunks inside are what is read."""
+
+    def __init__(self, array: Any, path: Path | None) -> None:
+        told = str(path or array)
+        self.shape, self.dtype = checked_shape(tuple(array.shape), told), checked_dtype(array.dtype, told)
+        self.grain = tuple(array.chunks)
+        self._array, self._told = array, told
+        self._seen = None if path is None else Seen.now(_metadata(path))
+        shards = array.shards or array.chunks
+        self._index_bytes = 16 * prod(-(-shard // chunk) for shard, chunk in zip(shards, array.chunks, strict=True))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._seen is None:
+            return ZarrSource, (self._array, None)
+        return _opened_again, (self._seen,)
+
+    def _identified(self) -> dict[str, Any]:
+        # The metadata does not change when chunks do, so all files are looked at.
+        if self._seen is None:
+            return {"store": str(self._array.store_path), "metadata": str(self._array.metadata)}
+        files = [entry.stat() for entry in _files(self._seen.path.parent)]
+        return {
+            "path": str(self._seen.path.parent.resolve()),
+            "files": len(files),
+            "size": sum(file.st_size for file in files),
+            "mtime_ns": max(file.st_mtime_ns for file in files),
+        }
+
+    def read_bytes(self, box: Box) -> int:
+        """Bytes of all chunks that the box lies on, decoded."""
+        return prod(part.length for part in touched(box, self.grain)) * self._chunk_bytes
+
+    def scratch_bytes(self, box: Box) -> int:
+        """Of one call's chunks: encoded, decoded, and put together; and the shard's index."""
+        return 3 * prod(self._step(box)) * self._chunk_bytes + (64 << 10) + 3 * self._index_bytes
+
+    @property
+    def _chunk_bytes(self) -> int:
+        return prod(self.grain) * self.dtype.itemsize
+
+    def _step(self, box: Box) -> tuple[int, ...]:
+        """Chunks that one call reads along each axis."""
+        step = [1] * len(self.shape)
+        for axis, cells in reversed(list(enumerate(touched(box, self.grain)))):
+            step[axis] = max(1, min(cells.length, _PORTION // (prod(step) * self._chunk_bytes)))
+        return tuple(step)
+
+    def _fill(self, box: Box, into: np.ndarray) -> None:
+        from zarr.buffer.cpu import NDBuffer
+
+        portion = tuple(count * cell for count, cell in zip(self._step(box), self.grain, strict=True))
+        for cell in product(*(range(*part) for part in touched(box, portion))):
+            part = _cell(cell, portion, box)
+            target = into[slices(tuple(Interval(p.start - b.start, p.stop - b.start) for p, b in zip(part, box, strict=True)))]
+            try:
+                self._array.get_basic_selection(slices(part), out=NDBuffer.from_numpy_array(target))
+            except MemoryError:
+                raise
+            except Exception as error:
+                where = ", ".join(f"{start}:{stop}" for start, stop in part)
+                raise InputError(f"{self._told} cannot be read at [{where}] ({error}); a chunk is damaged or was cut off.") from error
+        if self._seen is not None:
+            self._seen.check(self._seen.path)
+
+
+class ZarrSink(Sink):
+    """An array in a folder; its grain is a shard."""
+
+    def __init__(self, array: Any, target: Target) -> None:
+        self.shape, self.dtype = tuple(array.shape), np.dtype(array.dtype)
+        self.grain = tuple(array.shards or array.chunks)
+        self._array, self._target = array, target
+        self._lock, self._written = threading.Lock(), set[tuple[int, ...]]()
+
+    def scratch_bytes(self, box: Box) -> int:
+        """Of one shard: its chunks encoded, in room for the worst, these put together, and its numbers where it hangs over the edge."""
+        over = any(stop % cell for (_, stop), cell in zip(box, self.grain, strict=True))
+        return (4 if over else 3) * prod(self.grain) * self.dtype.itemsize + (1 << 20)
+
+    def flush(self) -> None:
+        """Make the shards that were written outlast the machine."""
+        with self._lock:
+            written, self._written = self._written, set()
+        # A shard of zeros has no file.
+        files = [file for file in map(self._file, written) if file.exists()]
+        root = self._target.partial
+        for place in [*files, *{parent for file in files for parent in file.parents if parent.is_relative_to(root)}, root]:
+            sync(place)
+
+    def finish(self) -> Path:
+        """The path; the folder appears under its name."""
+        self.flush()
+        return self._target.publish()
+
+    def abandon(self) -> None:
+        """Take the unfinished folder away."""
+        self._target.discard()
+
+    def _put(self, box: Box, part: np.ndarray) -> None:
+        # A shard at a time: zarr would encode ten of them at once.
+        for cell in product(*(range(*cells) for cells in touched(box, self.grain))):
+            place = _cell(cell, self.grain, box)
+            inner = tuple(Interval(p.start - b.start, p.stop - b.start) for p, b in zip(place, box, strict=True))
+            with self._target.room(prod(self.shape) * self.dtype.itemsize):
+                # All of the shard is written; zarr would read an older one in first.
+                self._file(cell).unlink(missing_ok=True)
+                self._array.set_basic_selection(slices(place), part[slices(inner)])
+            with self._lock:
+                self._written.add(cell)
+
+    def _file(self, cell: tuple[int, ...]) -> Path:
+        return self._target.partial / self._array.metadata.encode_chunk_key(cell)
+
+
+def open_zarr(path: Path) -> ZarrSource:
+    """An array in a folder, of format 2 or 3; raises `InputError` for a group, and names the arrays in it."""
+    zarr = _zarr(f"reading {path}")
+    try:
+        found = zarr.open(path, mode="r")
+    except Exception as error:
+        raise InputError(f"{path} cannot be read as zarr ({error}).") from error
+    return open_zarr_array(found)
+
+
+def open_zarr_array(array: Any) -> ZarrSource:
+    """An array that is open already, in any store; raises `InputError` for a group."""
+    from zarr import Array
+    from zarr.storage import LocalStore
+
+    store = array.store_path.store
+    if not isinstance(array, Array):
+        names = [name for name, member in array.members(max_depth=None) if isinstance(member, Array)]
+        near = f"give one of its arrays: {', '.join(names[:6])}" if names else "it has no arrays"
+        raise InputError(f"{array.store_path} is a group of zarr, not an array; {near}.")
+    return ZarrSource(array, Path(store.root) / array.store_path.path if isinstance(store, LocalStore) else None)
+
+
+def new_zarr(
+    target: Target, shape: tuple[int, ...], dtype: np.dtype, resume: bool, chunks: tuple[int, ...] | None, shards: tuple[int, ...] | None
+) -> ZarrSink:
+    """A folder to be written: format 3, in shards."""
+    zarr = _zarr(f"writing {target.out}")
+    if resume:
+        try:
+            array = zarr.open_array(target.unfinished(), mode="r+")
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"{target.partial} cannot be gone on with ({error}); begin anew, without resume.") from error
+        target.same(shape, dtype, tuple(array.shape), np.dtype(array.dtype))
+        return ZarrSink(array, target)
+    chunks, shards = zarr_layout(shape, dtype, chunks, shards)
+    target.discard()
+    try:
+        with target.room(prod(shape) * dtype.itemsize):
+            array = zarr.create_array(
+                store=target.partial, shape=shape, dtype=dtype, chunks=chunks, shards=None if shards == chunks else shards, fill_value=0
+            )
+    except BaseException:
+        target.discard()
+        raise
+    return ZarrSink(array, target)
+
+
+def zarr_layout(
+    shape: tuple[int, ...], dtype: np.dtype, chunks: tuple[int, ...] | None = None, shards: tuple[int, ...] | None = None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Chunks of one to two MiB, and shards of whole chunks of up to 64 MiB; what is given stays.
+
+    Raises `InputError` where the shards do not hold whole chunks.
+    """
+    for name, given in (("chunks", chunks), ("shards", shards)):
+        if given is not None and (len(given) != len(shape) or min(given) < 1):
+            raise InputError(f"{name} are {tuple(given)}; an array of {shape} takes {len(shape)} lengths of at least 1.")
+    if chunks is None:
+        chunks = _divided(shape, dtype.itemsize) if shards is None else _halved(tuple(shards), dtype.itemsize)
+    chunks = tuple(chunks)
+    if shards is None:
+        return chunks, _gathered(shape, chunks, dtype.itemsize)
+    if any(shard % chunk for shard, chunk in zip(shards, chunks, strict=True)):
+        near = tuple(-(-shard // chunk) * chunk for shard, chunk in zip(shards, chunks, strict=True))
+        raise InputError(f"shards of {tuple(shards)} do not hold whole chunks of {chunks}; {near} do.")
+    return chunks, tuple(shards)
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether a folder is an array or a group of zarr."""
+    return any((path / name).is_file() for name in _NAMES)
+
+
+def _divided(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """The longest axes cut to powers of two."""
+    chunk = list(shape)
+    while prod(chunk) * itemsize > _CHUNK:
+        axis = max(range(len(chunk)), key=chunk.__getitem__)
+        chunk[axis] = 1 << ((chunk[axis] - 1).bit_length() - 1)
+    return tuple(chunk)
+
+
+def _halved(shards: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    chunk = list(shards)
+    while prod(chunk) * itemsize > _CHUNK and any(length % 2 == 0 for length in chunk):
+        axis = max((axis for axis, length in enumerate(chunk) if length % 2 == 0), key=chunk.__getitem__)
+        chunk[axis] //= 2
+    return tuple(chunk)
+
+
+def _gathered(shape: tuple[int, ...], chunks: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    shard = list(chunks)
+    while prod(shard) * itemsize * 2 <= _SHARD and any(part < length for part, length in zip(shard, shape, strict=True)):
+        axis = min((axis for axis, part in enumerate(shard) if part < shape[axis]), key=shard.__getitem__)
+        shard[axis] *= 2
+    return tuple(shard)
+
+
+def _cell(cell: tuple[int, ...], grain: tuple[int, ...], box: Box) -> Box:
+    """The part of a box on one cell of a grid."""
+    return tuple(
+        Interval(max(index * size, part.start), min((index + 1) * size, part.stop))
+        for index, size, part in zip(cell, grain, box, strict=True)
+    )
+
+
+def _files(folder: Path) -> list[os.DirEntry[str]]:
+    found: list[os.DirEntry[str]] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            found += _files(Path(entry.path)) if entry.is_dir() else [entry]
+    return found
+
+
+def _metadata(path: Path) -> Path:
+    return next(path / name for name in _NAMES if (path / name).is_file())
+
+
+def _opened_again(seen: Seen) -> ZarrSource:
+    seen.check(seen.path)
+    return open_zarr(seen.path.parent)
+
+
+def _zarr(doing: str) -> Any:
+    try:
+        import zarr
+    except ImportError:
+        raise needs("zarr", doing) from None
+    return zarr
