@@ -10,13 +10,14 @@ SOURCE = Path(__file__).parents[1] / "src" / "sash"
 
 ALLOWED = {
     "errors": set(),
+    "heap": set(),
     "units": {"errors"},
     "window": {"errors", "units"},
     "ops": {"errors", "units", "window"},
     "models": {"errors", "units", "window", "ops"},
     "cost": {"errors", "units", "window"},
-    "arrays": {"errors", "units", "window"},
-    "plans": {"errors", "units", "window", "ops", "cost"},
+    "arrays": {"errors", "heap", "units", "window"},
+    "plans": {"errors", "heap", "units", "window", "ops", "cost"},
     "report": {"errors", "units", "window", "cost", "plans"},
     "cli": {"errors", "units", "window", "arrays", "cost", "plans", "models", "report"},
     "__init__": {"errors", "units", "window", "cost", "plans"},

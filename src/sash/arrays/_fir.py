@@ -168,3 +168,23 @@ def correlate(table, rows, columns, run, fill, down, along, out):
                 _across(band, first, down, upper, out[y + 1, start:stop], wide)
             else:
                 _across(band, first, down, upper, line[:wide], wide)
+
+
+def converted(made: np.ndarray, out: np.ndarray) -> None:
+    """Numbers in another type: to whole ones they are rounded, halves to even, and kept within the type's range; NaN becomes 0."""
+    if out.dtype.kind not in "iu":
+        out[...] = made
+        return
+    limits = np.iinfo(out.dtype)
+    low, high = made.dtype.type(limits.min), made.dtype.type(limits.max)
+    # The largest of a wide type is none of the float's: the one below it is the last that can be turned back.
+    _rounded(made, out, low, high if int(high) <= limits.max else np.nextafter(high, low))
+
+
+@njit(nogil=True, cache=True)
+def _rounded(made, out, low, high):
+    """Rounded numbers between two."""
+    for y in range(out.shape[0]):
+        for x in range(out.shape[1]):
+            value = made[y, x]
+            out[y, x] = 0 if value != value else np.rint(min(max(value, low), high))

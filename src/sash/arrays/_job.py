@@ -23,7 +23,11 @@ from sash.arrays._planes import Part, Planes
 from sash.arrays._stage import Stage
 from sash.arrays._store import Sink, Source, open_sink, open_source
 from sash.errors import DoesNotFit, InputError
+from sash.heap import blocks_given_back
 from sash.units import format_bytes, parse_bytes
+
+MAPPED_FROM = 256 << 10
+"""Bytes from which on what a task frees leaves the process: less would cost more in new pages than it keeps of a budget."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +148,7 @@ def run_job(planned: Planned, source: Source, out: Any, options: Options) -> Any
     """The output: an array, or the path it was written to."""
     job = planned.job
     with ExitStack() as open_now:
+        open_now.enter_context(blocks_given_back(MAPPED_FROM))
         tick = open_now.enter_context(_showing(options.progress, planned))
         if not isinstance(out, (str, os.PathLike)):
             return _in_memory(planned, source, out, tick)

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from sash.arrays._border import places
+from sash.arrays._fir import converted
 from sash.arrays._planes import Part, Planes
 from sash.arrays._ring import Ring, most_rows
 from sash.arrays._stage import Near, Stage
@@ -216,19 +217,5 @@ class _Task:
                 made.stage.run(near(lane), part.rows, part.columns, out)
             else:
                 made.stage.run(near(lane), part.rows, part.columns, buffer)
-                _convert(buffer, out)
+                converted(buffer, out)
         made.written.write(self.sink, part, written)
-
-
-def _convert(made: np.ndarray, out: np.ndarray) -> None:
-    """Numbers in another type: to whole ones they are rounded, and kept within the type's range; NaN becomes 0."""
-    if out.dtype.kind not in "iu":
-        out[...] = made
-        return
-    limits = np.iinfo(out.dtype)
-    np.rint(made, out=made)
-    # The largest number of a wide type is not one of the float's: the next below it is.
-    high = np.nextafter(made.dtype.type(limits.max), 0) if int(made.dtype.type(limits.max)) > limits.max else limits.max
-    np.clip(made, limits.min, high, out=made)
-    np.nan_to_num(made, copy=False, nan=0.0)
-    out[...] = made

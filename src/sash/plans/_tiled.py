@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -20,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from sash.cost import ModelSource, as_module, static_tensors, training_mode
 from sash.errors import InputError
+from sash.heap import blocks_given_back
 from sash.plans._reach import Program
 from sash.plans._reach_layout import Region, place_of, sizes
 from sash.plans._tile import checked
@@ -69,7 +68,7 @@ def tiled(
     _check_device(net)
     dtype = next((t.dtype for _, _, _, t in static_tensors(net) if t.is_floating_point()), torch.float32)
     source = open_image(image, _axes_of(net), hashed=path is not None and not plan_only)
-    with training_mode(net, False), torch.inference_mode(), closing(source), _blocks_given_back():
+    with training_mode(net, False), torch.inference_mode(), closing(source), blocks_given_back():
         factor = _scale(source.dtype, scale)
         program = _one_output(checked(net, source.shape, dtype, two_pass), output)
         made = program.outputs[0]
@@ -205,28 +204,6 @@ def _tile(tile: tuple[int, ...] | None, program: Program) -> tuple[int, ...] | N
 def _check_type(kind: torch.dtype, path: Path | None) -> None:
     if path is not None and kind is torch.bfloat16:
         raise InputError("the output is bfloat16, which .npy files do not have; end the model with .float().")
-
-
-_THRESHOLD, _MAPPED_FROM, _CEILING = -3, 2**20, 32 * 2**20
-"""glibc's M_MMAP_THRESHOLD; from what size on blocks are mapped one by one; up to where glibc moves the threshold by itself."""
-
-
-@contextmanager
-def _blocks_given_back() -> Iterator[None]:
-    """Blocks of a mebibyte and more go back to the system when they are freed, where the C library is glibc.
-
-    Tiles of several sizes follow each other, and glibc keeps freed blocks below 32 MiB: a run that needs 212 MiB grew the process by 738,
-    and by 277 with this. Afterwards the threshold stands where glibc's own adaptation ends.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        yield
-        return
-    library = ctypes.CDLL(None)
-    library.mallopt(_THRESHOLD, _MAPPED_FROM)
-    try:
-        yield
-    finally:
-        library.mallopt(_THRESHOLD, _CEILING)
 
 
 @contextmanager
