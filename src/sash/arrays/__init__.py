@@ -6,6 +6,7 @@ if _find_spec("numba") is None:
     raise ImportError("sash.arrays needs numba, which is not installed: pip install 'sash[arrays]'.")
 
 from sash.arrays._blur import blur
+from sash.arrays._convolve import convolve
 from sash.arrays._plan import ArrayPlan, Method
 
-__all__ = ["ArrayPlan", "Method", "blur"]
+__all__ = ["ArrayPlan", "Method", "blur", "convolve"]

@@ -15,6 +15,8 @@ _FINE = 64
 """Places looked at in a bin's width."""
 _SEEN = 32
 """Bins beside the main lobe in which its highest neighbour is looked for; those of usual windows only get lower from there."""
+_NOTHING = 1e-10
+"""Share of the main lobe's height that float64 does not tell from zero in a transform of many samples."""
 _SHOWN = 8
 
 
@@ -126,13 +128,14 @@ def _lobes(taps: np.ndarray) -> tuple[float, float, float]:
         count = round(reach * _FINE) + 1
         found = np.abs(zoom_fft(taps, [0, reach], count, fs=len(taps), endpoint=True))
         level = found / found[0] if found[0] else found
-        # Below what float64 leaves of zero, rises are no lobes.
-        rises = np.flatnonzero((np.diff(level) > 0) & (level[1:] > 1e-13))
+        # Not before it has fallen to half its power: a flat top has ripples.
+        under = np.flatnonzero(level <= np.sqrt(0.5))
+        fallen = np.arange(1, count) > (under[0] if len(under) else count)
+        rises = np.flatnonzero((np.diff(level) > 0) & (level[1:] > _NOTHING) & fallen)
         if len(rises) or reach == bins:
             break
         seen *= 4
     step = reach / (count - 1)
-    under = np.flatnonzero(level <= np.sqrt(0.5))
     half = 2 * bins
     if len(under):
         at = int(under[0])

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sash.arrays._arguments import as_given, axes_of, check_fill, check_numbers, work_dtype, written_dtype
 from sash.arrays._border import Boundary, checked_boundary
 from sash.arrays._gaussian import Direct, Filter, Multirate, filters
 from sash.arrays._job import Job, Options, Step, plan_job, run_job
@@ -70,7 +71,7 @@ def blur(
         if plan_only:
             return planned.plan
         made = run_job(planned, opened, out, options)
-    return _as_given(source, made) if out is None else made
+    return as_given(source, made) if out is None else made
 
 
 def _job(
@@ -84,16 +85,16 @@ def _job(
     method: str,
     dtype: Any,
 ) -> Job:
-    along = _axes(source.shape, axes)
+    along = axes_of(source.shape, axes, 2)
     sigmas = dict(zip(along, _each(sigma, along, "sigma"), strict=True))
     orders = dict(zip(along, _each(order, along, "order"), strict=True))
     _check(source, sigmas, orders, tolerance, fill, method)
     derived = any(orders.values())
-    written = _written(source.dtype, dtype, derived)
+    usual = np.dtype(np.float32) if derived and source.dtype.kind in "iu" else source.dtype
+    written = written_dtype(dtype, usual, "blur")
     # A derivative along an axis without a Gaussian is none: scipy takes the samples as they are, and so does this.
     blurred = tuple(axis for axis in along if sigmas[axis] > 0)
-    wide = source.dtype.itemsize > (4 if source.dtype.kind == "f" else 2)
-    work = np.dtype(np.float64 if wide or tolerance < 1e-6 else np.float32)
+    work = work_dtype(source.dtype, tolerance)
     share = max(tolerance - ROUNDING[work.name], tolerance / 2) / max(len(blurred), 1)
     choices = {axis: _choices(sigmas[axis], orders[axis], share) for axis in blurred}
     cost = {name: sum(_nanoseconds(found[name]) for found in choices.values()) for name in ("direct", "multirate")}
@@ -156,16 +157,6 @@ def _nanoseconds(found: Filter) -> float:
     return 0.6 + 0.05 * (found.degree - 3) + 3.5 / found.step + (0.15 + 0.03 * len(found.coarse)) / found.step
 
 
-def _axes(shape: tuple[int, ...], axes: Sequence[int] | None) -> tuple[int, ...]:
-    dims = len(shape)
-    if axes is None:
-        return tuple(range(max(dims - 2, 0), dims))
-    found = tuple(int(axis) for axis in axes)
-    if any(not -dims <= axis < dims for axis in found) or len({axis % dims for axis in found}) != len(found):
-        raise InputError(f"axes are {found}, and the array {format_shape(shape)} has axes 0 to {dims - 1}; name each once.")
-    return tuple(axis % dims for axis in found)
-
-
 def _each(given: Any, axes: tuple[int, ...], name: str) -> tuple[Any, ...]:
     if isinstance(given, (int, float, np.number)):
         return (given,) * len(axes)
@@ -176,8 +167,8 @@ def _each(given: Any, axes: tuple[int, ...], name: str) -> tuple[Any, ...]:
 
 
 def _check(source: Source, sigmas: dict[int, Any], orders: dict[int, Any], tolerance: float, fill: float, method: str) -> None:
-    if source.dtype.kind not in "fiu" or source.dtype == np.float16:
-        raise InputError(f"the source holds {source.dtype}; blur takes whole numbers, float32 and float64: convert it with .astype.")
+    check_numbers(source, "blur")
+    check_fill(fill)
     for axis, sigma in sigmas.items():
         if not (isinstance(sigma, (int, float, np.number)) and isfinite(sigma) and sigma >= 0):
             raise InputError(f"sigma is {sigma!r} along axis {axis}; a standard deviation is 0 or more, in samples.")
@@ -188,30 +179,10 @@ def _check(source: Source, sigmas: dict[int, Any], orders: dict[int, Any], toler
             raise InputError(f"order is {order} along axis {axis}, where sigma is 0; a derivative of a Gaussian has a sigma.")
     if not (isfinite(tolerance) and 1e-13 <= tolerance < 1):
         raise InputError(f"tolerance is {tolerance!r}; it is a share of the input's range, from 1e-13 to below 1.")
-    if not isfinite(fill):
-        raise InputError(f"fill is {fill!r}; give a finite number.")
     if method not in ("auto", "direct", "multirate"):
         raise InputError(f"method is {method!r}; there are 'auto', 'direct' and 'multirate'.")
-
-
-def _written(source: np.dtype, asked: Any, derived: bool) -> np.dtype:
-    if asked is None:
-        return np.dtype(np.float32) if derived and source.kind in "iu" else source
-    found = np.dtype(asked)
-    if found.kind not in "fiu" or found == np.float16:
-        raise InputError(f"dtype is {found}; blur writes whole numbers, float32 and float64.")
-    return found
 
 
 def _told(sigmas: dict[int, Any]) -> str:
     found = [f"{sigma:g}" for sigma in sigmas.values()]
     return found[0] if len(set(found)) == 1 else ", ".join(found)
-
-
-def _as_given(source: Any, made: np.ndarray) -> Any:
-    """A tensor for a tensor."""
-    if hasattr(source, "detach") and hasattr(source, "numpy"):
-        import torch
-
-        return torch.from_numpy(made)
-    return made

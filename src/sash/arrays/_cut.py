@@ -57,8 +57,10 @@ def _tallest(made: Pass, sink: Sink, workers: int, columns: int, room: int) -> t
     height = made.stage.shape[0]
     lanes = made.written.lanes(tuple(Interval(0, count) for count in lead))
     row_bytes = lanes * columns * made.sink_dtype.itemsize
-    wanted = max(ceil(height / (TURNS * workers)), ceil(LEAST_NUMBERS / (lanes * columns)), 4 * _beyond(made))
-    wanted = min(wanted, height, max(MOST_BYTES // row_bytes, 1))
+    unit = made.stage.unit[0]
+    # Tiles that stand on their own read what is beside them again in any case.
+    wanted = max(ceil(height / (TURNS * workers)), ceil(LEAST_NUMBERS / (lanes * columns)), 4 * _beyond(made) if unit == 1 else 1)
+    wanted = min(ceil(wanted / unit) * unit, height, max(MOST_BYTES // row_bytes // unit, 1) * unit)
     low = ceil(min(LEAST_ROWS, height) / grain)
     high = max(ceil(wanted / grain), low)
     smallest = None

@@ -85,6 +85,20 @@ def window_taps(window: Any, frame: int) -> np.ndarray:
     return taps
 
 
+def transform_size(frame: int, fft_size: int | None) -> int:
+    """Samples that are transformed; raises `InputError` where the frame is longer."""
+    size = frame if fft_size is None else whole("fft_size", fft_size)
+    if size < frame:
+        raise InputError(f"fft_size is {size}, and the frame {frame}; fft_size={1 << (frame - 1).bit_length()} holds it.")
+    return size
+
+
+def spread_taps(window: Any, frame: int, size: int) -> np.ndarray:
+    """A window's weights in the middle of a transform's samples, as torch and librosa lay them."""
+    before = (size - frame) // 2
+    return np.pad(window_taps(window, frame), (before, size - frame - before))
+
+
 def told_window(window: Any) -> str:
     """A window in a message: its name and parameters."""
     if isinstance(window, tuple):

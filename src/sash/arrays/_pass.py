@@ -76,7 +76,7 @@ class Pass:
             around = self.around(group)
             task += 3 * 8 * (around.span + part.columns.length)
             found = max(found, cut.workers * task + (0 if self.table is not None else around.ring_bytes(cut.workers)))
-        return found
+        return found + self.stage.held_bytes
 
     def _kinds(self, cut: Cut) -> list[list[Part]]:
         """Groups of which one is the largest: the first, one in the middle, and the last."""

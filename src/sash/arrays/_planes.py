@@ -50,6 +50,18 @@ class Planes:
         rows = [] if self.flat else [size[0]]
         return Planes((*self.shape[: self.lead], *rows, size[1], *([self.channels] if self._has_channels else [])), self.lead, 1, self.flat)
 
+    def sized(self, size: tuple[int, int]) -> Planes:
+        """The same axes, with another number of rows, and of columns where these are one axis."""
+        if size == self.size:
+            return self
+        assert self.spread == 1 or size[1] == self.size[1]
+        shape = list(self.shape)
+        if not self.flat:
+            shape[self.lead] = size[0]
+        if self.spread == 1:
+            shape[self._first] = size[1]
+        return Planes(tuple(shape), self.lead, self.spread, self.flat)
+
     @property
     def channels(self) -> int:
         """Numbers at every place; 1 where there is no such axis."""
@@ -145,7 +157,7 @@ def planes_of(shape: tuple[int, ...], axes: tuple[int, ...]) -> list[tuple[Plane
     dims = len(shape)
     while left:
         axis = left.pop()
-        if left and left[-1] == axis - 1 and (axis == dims - 1 or axis == dims - 2 and shape[-1] <= CHANNELS):
+        if left and left[-1] == axis - 1 and (axis == dims - 1 or (axis == dims - 2 and shape[-1] <= CHANNELS)):
             left.pop()
             found.append((Planes(shape, axis - 1, 1), (axis - 1, axis)))
         elif axis == dims - 1:

@@ -53,6 +53,16 @@ class Stage(Protocol):
         """Bytes beside input and output while a part of that size is made."""
         ...
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that all parts share."""
+        ...
+
+    @property
+    def unit(self) -> tuple[int, int]:
+        """Outputs along each axis of which parts are best a multiple."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Correlate:
@@ -74,6 +84,9 @@ class Correlate:
     def run(self, near: Near, rows: Interval, columns: Interval, out: np.ndarray) -> None:
         _fir.correlate(near.table, near.rows, near.columns, near.run, near.fill, self._down, self._along, out)
 
+    held_bytes = 0
+    unit = (1, 1)
+
     def scratch_bytes(self, rows: int, columns: int) -> int:
         wide = _fir.WIDTH
         return ((_fir.DEEP + self._down.size + 1) * wide + wide + self._along.size) * self.dtype.itemsize
@@ -85,6 +98,43 @@ class Correlate:
     @property
     def _along(self) -> np.ndarray:
         return _fir.grouped(self.along, self.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """Several of them added up: a kernel as a sum of such as are an outer product."""
+
+    terms: tuple[Correlate, ...]
+
+    held_bytes = 0
+    unit = (1, 1)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.terms[0].shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.terms[0].dtype
+
+    @property
+    def boundary(self) -> Boundary:
+        return self.terms[0].boundary
+
+    def reads(self, rows: Interval, columns: Interval) -> tuple[Interval, Interval]:
+        return self.terms[0].reads(rows, columns)
+
+    def run(self, near: Near, rows: Interval, columns: Interval, out: np.ndarray) -> None:
+        first, *others = self.terms
+        first.run(near, rows, columns, out)
+        term = np.empty_like(out) if others else out
+        for other in others:
+            other.run(near, rows, columns, term)
+            out += term
+
+    def scratch_bytes(self, rows: int, columns: int) -> int:
+        first, *others = self.terms
+        return first.scratch_bytes(rows, columns) + bool(others) * rows * columns * self.dtype.itemsize
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +198,9 @@ class Thinned:
         down, along = (axis.down.astype(self.dtype) for axis in self.axes)
         _spline.down(near.table, near.rows, near.columns, near.run, near.fill, down, self.axes[0].step, along, self.axes[1].step, out)
 
+    held_bytes = 0
+    unit = (1, 1)
+
     def scratch_bytes(self, rows: int, columns: int) -> int:
         line = columns * self.axes[1].step + len(self.axes[1].down)
         return 2 * (line + self.axes[1].step) * self.dtype.itemsize
@@ -182,6 +235,9 @@ class Restored:
         _fir.correlate(near.table, tops, lefts, near.run, near.fill, down, along, filtered)
         up, across = vertical.up.astype(self.dtype), horizontal.up.astype(self.dtype)
         _spline.up(filtered, rows.start, up, rows.start // vertical.step, columns.start, across, columns.start // horizontal.step, out)
+
+    held_bytes = 0
+    unit = (1, 1)
 
     def scratch_bytes(self, rows: int, columns: int) -> int:
         vertical, horizontal = self.axes

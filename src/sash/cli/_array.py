@@ -21,6 +21,8 @@ Workers = Annotated[int | None, typer.Option("--workers", help="Tasks side by si
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it is there.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Begin anew, whatever an interrupted run left.")]
 PlanOnly = Annotated[bool, typer.Option("--plan", help="Print what would run, and why the others lost; run nothing.")]
+Border = Annotated[str, typer.Option("--boundary", help="Beyond the ends: reflect, mirror, nearest, wrap or constant.")]
+Fill = Annotated[float, typer.Option("--fill", help="The value beyond the ends, where that is constant.")]
 Axes = Annotated[str | None, typer.Option("--axes", help="Axes to go along, as '0,1'; the last two unless said.")]
 
 

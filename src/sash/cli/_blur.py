@@ -7,14 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from sash.cli._array import ArrayBudget, Axes, In, Out, Overwrite, PlanOnly, Restart, Workers, axes_of, numbers, run
+from sash.cli._array import ArrayBudget, Axes, Border, Fill, In, Out, Overwrite, PlanOnly, Restart, Workers, axes_of, numbers, run
 from sash.cli._show import guarded
 from sash.cli._workload import Debug, Json
 
 Sigma = Annotated[str, typer.Argument(help="Standard deviation in samples; several as '2,8', one an axis.")]
 Tolerance = Annotated[float, typer.Option("--tolerance", "-t", help="Largest error allowed, as a share of the input's range.")]
-Border = Annotated[str, typer.Option("--boundary", help="Beyond the ends: reflect, mirror, nearest, wrap or constant.")]
-Fill = Annotated[float, typer.Option("--fill", help="The value beyond the ends, where that is constant.")]
 Order = Annotated[str, typer.Option("--order", help="Derivative of the Gaussian; several as '0,1', one an axis.")]
 Method = Annotated[str, typer.Option("--method", help="auto, direct or multirate.")]
 

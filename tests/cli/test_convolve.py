@@ -1,0 +1,25 @@
+"""`sash convolve` on files."""
+
+import json
+
+import numpy as np
+
+from sash import arrays
+
+
+def test_a_file_is_convolved_with_a_kernel_from_a_file(sash, folder):
+    rng = np.random.default_rng(0)
+    scan, kernel = rng.random((120, 150), dtype=np.float32), rng.random((31, 21))
+    np.save(folder / "scan.npy", scan)
+    np.save(folder / "kernel.npy", kernel)
+    result = sash("convolve", "scan.npy", "kernel.npy", "out.npy", "--mode", "full", "--boundary", "wrap", "--correlate")
+    assert result.exit_code == 0, result.output
+    assert "wrote out.npy" in result.stdout
+    wanted = arrays.convolve(scan, kernel, mode="full", boundary="wrap", correlate=True)
+    np.testing.assert_allclose(np.load(folder / "out.npy"), wanted, atol=1e-4)
+    result = sash("convolve", "scan.npy", "kernel.npy", "more.npy", "--plan", "--json")
+    assert {method["name"] for method in json.loads(result.stdout)["methods"]} == {"separable", "fft"}
+    assert not (folder / "more.npy").exists()
+    result = sash("convolve", "scan.npy", "kernel.npy", "more.npy", "--mode", "most")
+    assert result.exit_code == 2
+    assert "mode is 'most'" in result.stderr
