@@ -153,8 +153,8 @@ def _choices(sigma: float, order: int, share: float) -> dict[str, Filter]:
 def _nanoseconds(found: Filter) -> float:
     """About what an axis costs a sample on one core. Only ratios count."""
     if isinstance(found, Direct):
-        return 0.15 + 0.03 * len(found.weights)
-    return 0.6 + 0.05 * (found.degree - 3) + 3.5 / found.step + (0.15 + 0.03 * len(found.coarse)) / found.step
+        return 0.3 + 0.034 * len(found.weights)
+    return 0.4 + 0.05 * (found.degree - 3) + 1.6 / found.step + (0.3 + 0.034 * len(found.coarse)) / found.step**2
 
 
 def _each(given: Any, axes: tuple[int, ...], name: str) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
-from math import isfinite
+from math import ceil, isfinite
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +23,7 @@ from sash.arrays._planes import Planes, planes_of
 from sash.arrays._stage import Correlate, Stage, Sum
 from sash.arrays._store import Source, open_source
 from sash.errors import DoesNotFit, InputError
-from sash.units import format_shape
+from sash.units import format_bytes, format_shape
 from sash.window import Interval
 
 Mode = Literal["same", "valid", "full"]
@@ -31,7 +31,7 @@ MODES = ("same", "valid", "full")
 METHODS = ("auto", "separable", "fft")
 ROUNDING = {"float32": 4e-7, "float64": 1e-14}
 """What sums in these types can be off by, as a share of the largest sample times the sum of the kernel's absolute taps."""
-TRANSFORM_NS = {256: 5.0, 512: 5.2, 1024: 7.0, 2048: 10.0, 4096: 15.0, 8192: 18.0}
+TRANSFORM_NS = {256: 5.0, 512: 5.2, 768: 6.2, 1024: 7.0, 1536: 8.4, 2048: 10.0, 3072: 15.0, 4096: 15.0, 8192: 18.0}
 """About what a sample of a tile costs one core there and back, by the tile's side. Only ratios count."""
 
 
@@ -150,38 +150,52 @@ class _Asked:
 
 def _planned(asked: _Asked, source: Source, out: Any, options: Options) -> Planned:
     """The quickest way that keeps the budget; raises `DoesNotFit` with the least bytes of any."""
-    written = written_dtype(asked.dtype, asked.work, "convolve")
-    size, _ = asked.geometry()
-    output = asked.planes.sized(size)
-    ways = sorted(_ways(asked), key=lambda way: way.cost)
-    refused: list[DoesNotFit] = []
+    ways, refused = list(_ways(asked)), list[tuple[_Way, DoesNotFit]]()
+    fitting: list[tuple[float, _Way, Planned]] = []
     for way in ways:
-        if asked.method not in ("auto", way.name):
-            continue
-        stage = way.stage
-        told = f"convolution of {format_shape(source.shape)} {source.dtype.name} with {format_shape(asked.taps.shape)}"
-        methods = tuple(
-            Method(other.name, None, None, other.error, "chosen" if other is way else f"{other.cost / way.cost:.1f} times the work")
-            for other in _best_of_each(ways, way)
-        )
-        facts = {
-            "operation": "convolve",
-            "kernel": sha256(np.ascontiguousarray(asked.taps).tobytes()).hexdigest(),
-            "kernel_shape": list(asked.taps.shape),
-            "mode": asked.mode,
-            "boundary": asked.boundary,
-            "fill": asked.fill,
-            "correlate": asked.correlate,
-            "axes": list(asked.axes),
-            "method": way.label,
-            "dtype": written.name,
-        }
-        job = Job(told, way.label, (Step(stage, asked.planes, output),), written, way.error, methods, facts, float(asked.fill))
         try:
-            return plan_job(job, source, out, options)
+            planned = plan_job(_job(asked, source, way, ()), source, out, options)
         except DoesNotFit as too_small:
-            refused.append(too_small)
-    raise min(refused, key=lambda one: one.least_bytes)
+            refused.append((way, too_small))
+        else:
+            cut, unit = planned.cuts[0], way.stage.unit[0]
+            rows = min(cut.rows, way.stage.shape[0])
+            fitting.append((way.cost * (ceil(rows / unit) * unit / rows) / cut.workers, way, planned))
+    able = [one for one in fitting if asked.method in ("auto", one[1].name)]
+    if not able:
+        raise min((one for way, one in refused if asked.method in ("auto", way.name)), key=lambda one: one.least_bytes)
+    cost, way, planned = min(able, key=lambda one: one[0])
+    methods = []
+    for name in METHODS[1:]:
+        best = min((one for one in fitting if one[1].name == name), key=lambda one: one[0], default=None)
+        if name == way.name:
+            methods.append(Method(name, planned.plan.peak_bytes, None, way.error, "chosen"))
+        elif best is not None:
+            methods.append(Method(name, best[2].plan.peak_bytes, None, best[1].error, f"{best[0] / cost:.1f} times the work"))
+        else:
+            least = min(one.least_bytes for other, one in refused if other.name == name)
+            error = next(other.error for other, _ in refused if other.name == name)
+            methods.append(Method(name, least, None, error, f"holds {format_bytes(least)} at least"))
+    return plan_job(_job(asked, source, way, tuple(methods)), source, out, options)
+
+
+def _job(asked: _Asked, source: Source, way: _Way, methods: tuple[Method, ...]) -> Job:
+    written = written_dtype(asked.dtype, asked.work, "convolve")
+    output = asked.planes.sized(asked.geometry()[0])
+    told = f"convolution of {format_shape(source.shape)} {source.dtype.name} with {format_shape(asked.taps.shape)}"
+    facts = {
+        "operation": "convolve",
+        "kernel": sha256(np.ascontiguousarray(asked.taps).tobytes()).hexdigest(),
+        "kernel_shape": list(asked.taps.shape),
+        "mode": asked.mode,
+        "boundary": asked.boundary,
+        "fill": asked.fill,
+        "correlate": asked.correlate,
+        "axes": list(asked.axes),
+        "method": way.label,
+        "dtype": written.name,
+    }
+    return Job(told, way.label, (Step(way.stage, asked.planes, output),), written, way.error, methods, facts, float(asked.fill))
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,11 +207,6 @@ class _Way:
     stage: Stage
     cost: float
     error: float
-
-
-def _best_of_each(ways: list[_Way], chosen: _Way) -> list[_Way]:
-    found = {way.name: way for way in reversed(ways)}
-    return list({**found, chosen.name: chosen}.values())
 
 
 def _ways(asked: _Asked) -> Iterator[_Way]:
