@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from threading import Condition
 
 import numpy as np
@@ -90,5 +91,5 @@ def _together(rows: np.ndarray, slots: np.ndarray) -> list[tuple[Interval, int]]
     edges = [0, *cuts.tolist(), len(rows)]
     return [
         (Interval(int(rows[first]), int(rows[first]) + stop - first), int(slots[first]))
-        for first, stop in zip(edges, edges[1:], strict=False)
+        for first, stop in pairwise(edges)
     ]
