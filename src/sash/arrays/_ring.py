@@ -89,7 +89,4 @@ def _together(rows: np.ndarray, slots: np.ndarray) -> list[tuple[Interval, int]]
         return []
     cuts = np.flatnonzero((np.diff(rows) != 1) | (np.diff(slots) != 1)) + 1
     edges = [0, *cuts.tolist(), len(rows)]
-    return [
-        (Interval(int(rows[first]), int(rows[first]) + stop - first), int(slots[first]))
-        for first, stop in pairwise(edges)
-    ]
+    return [(Interval(int(rows[first]), int(rows[first]) + stop - first), int(slots[first])) for first, stop in pairwise(edges)]
