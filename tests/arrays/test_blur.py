@@ -217,7 +217,7 @@ def test_a_budget_too_small_is_refused_with_the_least_that_would_do():
         ({"sigma": 0, "order": 1}, "order is 1 along axis 0, where sigma is 0"),
         ({"sigma": 1, "method": "magic"}, "method is 'magic'; there are 'auto'"),
         ({"sigma": 1, "method": "multirate"}, "no sigma of 1 leaves samples out"),
-        ({"sigma": 1, "workers": 0}, "workers is 0; at least 1"),
+        ({"sigma": 1, "workers": 0}, "workers is 0; give a whole number"),
         ({"sigma": 1, "dtype": complex}, "dtype is complex128; blur writes"),
         ({"sigma": 1, "fill": float("inf")}, "fill is inf; give a finite number"),
     ],

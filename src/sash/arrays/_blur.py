@@ -13,9 +13,10 @@ import numpy as np
 from sash.arrays._arguments import as_given, axes_of, check_fill, check_numbers, work_dtype, written_dtype
 from sash.arrays._border import Boundary, checked_boundary
 from sash.arrays._gaussian import Direct, Filter, Multirate, filters
-from sash.arrays._job import Job, Options, Step, plan_job, run_job
+from sash.arrays._job import Job, Step, plan_job, run_job
 from sash.arrays._plan import Method
 from sash.arrays._planes import Planes, planes_of
+from sash.arrays._running import Options
 from sash.arrays._stage import Coarse, Correlate, Restored, Thinned
 from sash.arrays._store import Source, open_source
 from sash.errors import InputError

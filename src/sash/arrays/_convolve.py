@@ -16,10 +16,11 @@ from scipy.fft import next_fast_len
 from sash.arrays._arguments import as_given, axes_of, check_fill, check_numbers, work_dtype, written_dtype
 from sash.arrays._border import Boundary, checked_boundary
 from sash.arrays._fir import GROUP
-from sash.arrays._job import Job, Options, Planned, Step, plan_job, run_job
+from sash.arrays._job import Job, Planned, Step, plan_job, run_job
 from sash.arrays._overlap_save import OverlapSave, one_thread_each
 from sash.arrays._plan import Method
 from sash.arrays._planes import Planes, planes_of
+from sash.arrays._running import Options
 from sash.arrays._stage import Correlate, Stage, Sum
 from sash.arrays._store import Source, open_source
 from sash.errors import DoesNotFit, InputError

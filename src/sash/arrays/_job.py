@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -11,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from sash.arrays._cut import cut
 from sash.arrays._foreseen import ForeseenSink, ForeseenSource, shards_for
@@ -20,11 +17,12 @@ from sash.arrays._journal import Journal
 from sash.arrays._pass import Cut, Pass, run_pass
 from sash.arrays._plan import ArrayPlan, Method
 from sash.arrays._planes import Part, Planes
+from sash.arrays._running import Options, showing
 from sash.arrays._stage import Stage
 from sash.arrays._store import Sink, Source, open_sink, open_source
 from sash.errors import DoesNotFit, InputError
 from sash.heap import blocks_given_back
-from sash.units import format_bytes, parse_bytes
+from sash.units import format_bytes
 
 MAPPED_FROM = 256 << 10
 """Bytes from which on what a task frees leaves the process: less would cost more in new pages than it keeps of a budget."""
@@ -60,17 +58,6 @@ class Job:
         return self.steps[-1].written.shape
 
 
-@dataclass(frozen=True)
-class Options:
-    """How a job is run, whatever it is."""
-
-    budget: str | int
-    workers: int | None = None
-    overwrite: bool = False
-    restart: bool = False
-    progress: bool | None = None
-
-
 @dataclass(frozen=True, eq=False)
 class Planned:
     """A job, cut to its budget."""
@@ -83,7 +70,7 @@ class Planned:
 
 def plan_job(job: Job, source: Source, out: Any, options: Options) -> Planned:
     """The job's tasks and what they hold; raises `DoesNotFit` with the least budget that would do."""
-    budget, workers = parse_bytes(options.budget), _workers(options.workers)
+    budget, workers = options.budget_bytes, options.most_workers
     filed = isinstance(out, (str, os.PathLike))
     shards = shards_for(out, job.shape, job.dtype, budget, workers)
     cuts, peak, least = [], 0, 0
@@ -149,7 +136,12 @@ def run_job(planned: Planned, source: Source, out: Any, options: Options) -> Any
     job = planned.job
     with ExitStack() as open_now:
         open_now.enter_context(blocks_given_back(MAPPED_FROM))
-        tick = open_now.enter_context(_showing(options.progress, planned))
+        plan = planned.plan
+        shown = open_now.enter_context(showing(options.progress, f"{plan.operation}, {plan.method}", plan.written_bytes))
+
+        def tick(count: int) -> None:
+            shown(plan.written_bytes / max(plan.tasks, 1) * count)
+
         if not isinstance(out, (str, os.PathLike)):
             return _in_memory(planned, source, out, tick)
         path = Path(out)
@@ -170,7 +162,7 @@ def run_job(planned: Planned, source: Source, out: Any, options: Options) -> Any
             count = sum(len(group) for group in given.groups(planned.cuts[place]))
             before = {number for number in done or () if first <= number < first + count}
             if not last and len(before) == count and scratch[place].exists():
-                tick(place, count)
+                tick(count)
                 first += count
                 continue
             target = sink
@@ -180,12 +172,12 @@ def run_job(planned: Planned, source: Source, out: Any, options: Options) -> Any
                 if not begun and before:
                     raise InputError(f"{scratch[place]} is gone; say restart=True (--restart) to begin anew.")
 
-            def ended(number: int, part: Part, target: Sink = target, place: int = place) -> None:
+            def ended(number: int, part: Part, target: Sink = target) -> None:
                 target.flush()
                 journal.done(number)
-                tick(place, 1)
+                tick(1)
 
-            tick(place, len(before))
+            tick(len(before))
             try:
                 first += run_pass(given, target, planned.cuts[place], first, before, ended)
             except BaseException:
@@ -200,13 +192,13 @@ def run_job(planned: Planned, source: Source, out: Any, options: Options) -> Any
     return result
 
 
-def _in_memory(planned: Planned, source: Source, out: np.ndarray | None, tick: Callable[[int, int], None]) -> np.ndarray:
+def _in_memory(planned: Planned, source: Source, out: np.ndarray | None, tick: Callable[[int], None]) -> np.ndarray:
     given = source
     sink = None
     for place, one in enumerate(passes(planned.job, source, False)):
         last = place == len(planned.cuts) - 1
         sink = open_sink(out if last else None, one.written.shape, one.sink_dtype, like=source if last else None)
-        run_pass(replace(one, source=given), sink, planned.cuts[place], 0, (), lambda number, part, place=place: tick(place, 1))
+        run_pass(replace(one, source=given), sink, planned.cuts[place], 0, (), lambda number, part: tick(1))
         given = open_source(sink.finish())
     assert sink is not None
     return sink.finish()
@@ -218,26 +210,3 @@ def _closing(source: Source) -> Iterator[Source]:
         yield source
     finally:
         source.close()
-
-
-def _workers(asked: int | None) -> int:
-    if asked is None:
-        return len(os.sched_getaffinity(0))
-    if asked < 1:
-        raise InputError(f"workers is {asked}; at least 1 is needed.")
-    return asked
-
-
-@contextmanager
-def _showing(progress: bool | None, planned: Planned) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, in bytes of output, with rate and time left; the function that is told the pass and how many of its tasks ended."""
-    shown = sys.stderr.isatty() if progress is None else progress
-    if not shown:
-        yield lambda place, count: None
-        return
-    plan = planned.plan
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task(f"{plan.operation}, {plan.method}", total=plan.written_bytes)
-        share = plan.written_bytes / max(plan.tasks, 1)
-        yield lambda place, count: bar.update(task, advance=share * count)

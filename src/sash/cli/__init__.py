@@ -10,6 +10,7 @@ from sash.cli._fit import fit
 from sash.cli._forecast import forecast
 from sash.cli._largest import largest
 from sash.cli._measure import measure
+from sash.cli._stft import stft
 from sash.cli._tiled import tiled
 from sash.cli._walk import walk
 
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (walk, forecast, fit, largest, measure, tiled, blur, convolve, demo, calibrate):
+for verb in (walk, forecast, fit, largest, measure, tiled, blur, convolve, stft, demo, calibrate):
     app.command()(verb)
 
 

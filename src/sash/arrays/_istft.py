@@ -1,0 +1,205 @@
+"""`sash.arrays.istft`: the signal again, from the spectra of its frames."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from math import ceil, log2, prod
+from typing import Any
+
+import numpy as np
+
+from sash.arrays._frames import transform_bytes
+from sash.arrays._overlap import told_window
+from sash.arrays._plan import ArrayPlan, Method
+from sash.arrays._resynthesis import Inverse, inverse_of, synthesize
+from sash.arrays._running import Options
+from sash.arrays._store import Sink, open_sink, open_source
+from sash.arrays._tasks import MOST_TASK_BYTES, TURNS, Cut, Room, does_not_fit, fewer, longest, run_job
+from sash.arrays._written import TASK_BYTES, chunks_of, output_kind, write_bytes
+from sash.window import Interval
+
+_WRITTEN = (".zarr", ".npy", ".wav")
+_CHUNKS_READ = 4
+"""Chunks of frames that a task reads, where the budget allows: the frames before a task's first are read by two."""
+
+
+def istft(
+    source: Any,
+    frame: int,
+    hop: int | None = None,
+    out: np.ndarray | str | os.PathLike[str] | None = None,
+    *,
+    budget: str | int = "512 MiB",
+    window: Any = "hann",
+    rate_hz: int | None = None,
+    centered: bool = True,
+    fft_size: int | None = None,
+    length: int | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+    restart: bool = False,
+    progress: bool | None = None,
+    plan_only: bool = False,
+) -> Any:
+    """The signal, (samples,) or (channels, samples), whose `stft` with the same frame, hop, window, `centered` and `fft_size` is `source`.
+
+    `source` is an array, a tensor on the CPU, or a .npy or .zarr file of complex spectra, (bins, frames) or (channels, bins, frames);
+    complex64 gives fp32, complex128 float64. Frames are weighted by the window once more, added up, and divided by the sum of the squared
+    windows (Griffin and Lim, 1984): of spectra that were changed, the signal whose transform is nearest; of others the signal itself, to
+    rounding: some 1e-6 of the loudest sample in fp32, 1e-14 in float64.
+
+    `length` is the signal's; without it, samples after the middle of the last frame are left out, and without `centered` after its end.
+    Raises `InputError` where the squared windows over any sample add up to less than 0.001 of the most, and names a hop or a length for
+    which they do not: of signals whose length is no multiple of the hop, the last samples may lie under the end of one frame alone.
+
+    `out` is an array, or names a .npy, .zarr or .wav file (of `rate_hz` samples a second); budget, files and interruptions as for
+    `stft`.
+    """
+    options = Options(budget, workers, overwrite, restart, progress)
+    with closing(open_source(source)) as opened:
+        inverse = inverse_of(opened, frame, hop, fft_size, window, centered, length)
+        told = f"inverse stft of {inverse.count} frames, {told_window(window)} of {frame}"
+        work = _Work(inverse, out, options, rate_hz, told, _cut(inverse, out, options, told))
+        if plan_only:
+            return work.plan
+        result = work.run()
+    if out is None and hasattr(source, "detach"):
+        import torch
+
+        return torch.from_numpy(result)
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """An inverse, cut to its budget."""
+
+    inverse: Inverse
+    out: Any
+    options: Options
+    rate_hz: int | None
+    told: str
+    cut: Cut
+
+    @property
+    def parts(self) -> list[tuple[int, Interval]]:
+        """Lane and samples of each task."""
+        length, step = self.inverse.length, self.cut.step
+        return [(lane, Interval(at, min(at + step, length))) for lane in range(self.inverse.lanes) for at in range(0, length, step)]
+
+    @property
+    def written_bytes(self) -> int:
+        """Of the signal."""
+        return prod(self.inverse.shape) * self.inverse.taps.itemsize
+
+    @property
+    def plan(self) -> ArrayPlan:
+        """What will be done."""
+        inverse = self.inverse
+        size = inverse.window.size
+        method = f"inverse real FFT of {size}, {inverse.block} frames at a time, overlap-add"
+        reads = (inverse.box(lane, inverse.frames(part)) for lane, part in self.parts)
+        # A rounding for each of the transform's steps, enlarged where the windows add up to little.
+        enlarged = np.sqrt(inverse.sums[-1].max() / inverse.sums[-1].min())
+        error = float(np.finfo(inverse.taps.dtype).eps * max(log2(size), 1) * enlarged)
+        return ArrayPlan(
+            operation=self.told,
+            method=method,
+            shape=inverse.shape,
+            dtype=inverse.taps.dtype.name,
+            tasks=len(self.parts),
+            task_shape=(1, 1, min(self.cut.step, inverse.length)),
+            workers=self.cut.workers,
+            passes=1,
+            budget_bytes=self.options.budget_bytes,
+            peak_bytes=self.cut.peak_bytes,
+            read_bytes=sum(inverse.source.read_bytes(box) for box in reads),
+            written_bytes=self.written_bytes,
+            wall_s=None,
+            error=error,
+            methods=(Method(method, self.cut.peak_bytes, None, error, "chosen"),),
+        )
+
+    def run(self) -> Any:
+        """The signal."""
+        return run_job(
+            self.told,
+            self.out,
+            self._facts,
+            self._open,
+            self._tasks,
+            self.cut.workers,
+            self.written_bytes,
+            self.options,
+        )
+
+    def _tasks(self, sink: Sink) -> list[Callable[[], None]]:
+        room = Room()
+        return [partial(synthesize, self.inverse, sink, room, lane, part) for lane, part in self.parts]
+
+    def _open(self, again: bool) -> Sink:
+        inverse = self.inverse
+        lead = tuple(1 for _ in inverse.shape[:-1])
+        chunks = (*lead, self.cut.chunk) if output_kind(self.out, _WRITTEN) == ".zarr" else None
+        return open_sink(
+            self.out,
+            inverse.shape,
+            inverse.taps.dtype,
+            overwrite=self.options.overwrite,
+            resume=again,
+            chunks=chunks,
+            shards=chunks,
+            like=inverse.source,
+            rate_hz=self.rate_hz,
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        import torch
+
+        inverse = self.inverse
+        return {
+            "operation": "istft",
+            "frames": [inverse.window.size, inverse.window.stride, list(inverse.window.pad)],
+            "window": sha256(inverse.taps.tobytes()).hexdigest(),
+            "shape": list(inverse.shape),
+            "dtype": inverse.taps.dtype.name,
+            "rate_hz": self.rate_hz,
+            "cut": [self.cut.step, self.cut.chunk],
+            "source": inverse.source.identity,
+            "torch": torch.__version__,
+        }
+
+
+def _cut(inverse: Inverse, out: Any, options: Options, told: str) -> Cut:
+    """Tasks as long as pays, within the budget; raises `DoesNotFit` where even the shortest are too long."""
+    kind = output_kind(out, _WRITTEN)
+    budget, item = options.budget_bytes, inverse.taps.itemsize
+    hop, size, block = inverse.window.stride, inverse.window.size, inverse.block
+    held = inverse.source.held_bytes + 3 * inverse.taps.nbytes + 2 * inverse.sums.nbytes
+    held += prod(inverse.shape) * item if kind == "" else 0
+    own = transform_bytes(block, size, item) + block * 2 * inverse.bins * item + TASK_BYTES
+
+    def taken(length: int, chunk: int) -> int:
+        # Frames over a task, and those beside them in the first and the last block.
+        frames = min((min(length, inverse.length) + size) // hop + 2 * block, inverse.count)
+        found = own + (frames + -(-size // hop)) * hop * item + 2 * (frames + size // hop) * 8
+        if inverse.source.array is None:
+            box = inverse.box(0, Interval(0, frames))
+            found += inverse.bins * frames * 2 * item + inverse.source.scratch_bytes(box)
+        return found + write_bytes(kind, chunk * item)
+
+    for workers in fewer(options.most_workers):
+        for chunk in chunks_of(kind, item, inverse.length):
+            wanted = min(MOST_TASK_BYTES // item, ceil(inverse.length * inverse.lanes / (TURNS * workers)))
+            wanted = max(wanted, _CHUNKS_READ * inverse.source.grain[-1] * hop if inverse.source.grain[-1] > 1 else 0)
+            unit = chunk if kind == ".zarr" else hop * block
+            found = longest(unit, wanted, lambda length, n=workers, c=chunk: held + n * taken(length, c) <= budget)
+            if found is not None:
+                return Cut(1, found, chunk, workers, held + workers * taken(found, chunk))
+    least = held + taken(1 if kind == ".zarr" else hop * block, 1)
+    raise does_not_fit(told, least, budget, kind == "")

@@ -1,0 +1,182 @@
+"""Tasks of a transform: run side by side, each with one thread of torch's own, noted down, shown, and taken up again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+from threading import Barrier, local
+from time import monotonic
+from typing import Any
+
+import numpy as np
+
+from sash.arrays._journal import Journal
+from sash.arrays._running import Options, showing
+from sash.arrays._store import Sink
+from sash.arrays._turns import run_in_turn
+from sash.errors import DoesNotFit
+from sash.units import format_bytes
+
+_NOTED_S = 1.0
+"""Seconds between notes of what is done: each waits for the disk."""
+
+MOST_TASK_BYTES = 16 << 20
+"""Of output that a task makes, as a rule: more would make progress coarse and an interruption dear."""
+TURNS = 4
+"""Tasks for each worker, at least, where there is work for so many."""
+
+
+class Room(local):
+    """Arrays that a thread keeps from one task to the next: the C library would not put freed ones of several sizes together again."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, np.ndarray] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """An array of that shape, of whatever numbers; its memory is that of the last one of the name."""
+        import torch
+
+        nbytes = prod(shape) * dtype.itemsize
+        if name not in self._kept or self._kept[name].nbytes < nbytes:
+            self._kept.pop(name, None)
+            # torch's memory begins at multiples of 64 bytes, which decides how, and to which last bits, MKL transforms.
+            self._kept[name] = torch.empty(nbytes, dtype=torch.uint8).numpy()
+        return self._kept[name][:nbytes].view(dtype).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a job is divided."""
+
+    lanes: int
+    """Signals that a task reads together."""
+    step: int
+    """Frames, or samples, that a task makes."""
+    chunk: int
+    """Those in a chunk of what is written; 1 where it is written in any parts."""
+    workers: int
+    peak_bytes: int
+
+
+def fewer(workers: int) -> list[int]:
+    """Numbers of workers to try, most first."""
+    found = [workers]
+    while found[-1] > 1:
+        found.append(found[-1] // 2)
+    return found
+
+
+def longest(unit: int, wanted: int, fits: Callable[[int], bool]) -> int | None:
+    """The largest unit times a power of two, up to `wanted`, that fits; None where the unit itself does not."""
+    if not fits(unit):
+        return None
+    while 2 * unit <= wanted and fits(2 * unit):
+        unit *= 2
+    return unit
+
+
+def does_not_fit(told: str, least: int, budget: int, in_memory: bool) -> DoesNotFit:
+    """What to say where the smallest cut is too large."""
+    also = " To a file, the output would not count: give `out`." if in_memory else ""
+    return DoesNotFit(f"{told} holds {format_bytes(least)} at least; the budget is {format_bytes(budget)}.{also}", least)
+
+
+def run_job(
+    told: str,
+    out: Any,
+    facts: Callable[[], dict[str, Any]],
+    opened: Callable[[bool], Sink],
+    tasks: Callable[[Sink], Sequence[Callable[[], None]]],
+    workers: int,
+    written_bytes: int,
+    options: Options,
+) -> Any:
+    """The output, after all tasks: an array, or the path, which appears when it is whole.
+
+    `opened` opens the sink, and is told whether it goes on with what was left; `facts` are what the output's bits and tasks rest on.
+    """
+    if not isinstance(out, (str, os.PathLike)):
+        sink = opened(False)
+        run_tasks(told, tasks(sink), workers, written_bytes, options.progress)
+        return sink.finish()
+    journal = Journal(Path(out), facts())
+    done = journal.begun(options.restart)
+    sink = opened(done is not None)
+    try:
+        if done is None:
+            journal.begin()
+        run_tasks(told, tasks(sink), workers, written_bytes, options.progress, done or (), partial(_note, sink, journal))
+    except BaseException:
+        sink.close()
+        raise
+    result = sink.finish()
+    journal.remove()
+    return result
+
+
+def run_tasks(
+    told: str,
+    tasks: Sequence[Callable[[], None]],
+    workers: int,
+    written_bytes: int,
+    progress: bool | None,
+    done: Collection[int] = (),
+    note: Callable[[list[int]], None] | None = None,
+) -> None:
+    """Run the tasks that are not done; `note` is told, now and then and at the end or a failure, which have ended since."""
+    left = [number for number in range(len(tasks)) if number not in done]
+    ended, last = list[int](), monotonic()
+    with showing(progress, told, written_bytes) as tick, single_threaded(workers) as pool:
+        share = written_bytes / max(len(tasks), 1)
+        tick(share * (len(tasks) - len(left)))
+
+        def end(place: int) -> None:
+            nonlocal last
+            ended.append(left[place])
+            tick(share)
+            if note is not None and monotonic() - last >= _NOTED_S:
+                note(ended)
+                ended.clear()
+                last = monotonic()
+
+        try:
+            run_in_turn(pool, [tasks[number] for number in left], 2 * workers, end)
+        finally:
+            if note is not None and ended:
+                note(ended)
+
+
+def _note(sink: Sink, journal: Journal, numbers: list[int]) -> None:
+    sink.flush()
+    for number in numbers:
+        journal.done(number)
+
+
+@contextmanager
+def single_threaded(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads in each of which torch computes alone: they share the processors already.
+
+    The number that torch keeps for the process is put back as soon as all have taken theirs.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    started = Barrier(workers + 1)
+
+    def alone() -> None:
+        torch.get_num_threads()  # torch sets a new thread's number at its first question, over what was set before
+        torch.set_num_threads(1)
+        started.wait()
+
+    with ThreadPoolExecutor(workers, "sash") as pool:
+        for _ in range(workers):
+            pool.submit(alone)
+        started.wait()
+        torch.set_num_threads(before)
+        yield pool
