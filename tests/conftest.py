@@ -11,3 +11,4 @@ settings.load_profile("sash")
 
 # No test may depend on how fast its machine is: forecasts take the rates of a made-up one, and measure nothing.
 os.environ["SASH_RATES"] = str(Path(__file__).parent / "cost" / "rates.json")
+os.environ["SASH_ARRAY_RATES"] = str(Path(__file__).parent / "arrays" / "rates.json")

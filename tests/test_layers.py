@@ -9,14 +9,15 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "sash"
 
 ALLOWED = {
+    "cache": set(),
     "errors": set(),
     "heap": set(),
     "units": {"errors"},
     "window": {"errors", "units"},
     "ops": {"errors", "units", "window"},
     "models": {"errors", "units", "window", "ops"},
-    "cost": {"errors", "units", "window"},
-    "arrays": {"errors", "heap", "units", "window"},
+    "cost": {"cache", "errors", "units", "window"},
+    "arrays": {"cache", "errors", "heap", "units", "window"},
     "plans": {"errors", "heap", "units", "window", "ops", "cost"},
     "report": {"errors", "units", "window", "cost", "plans"},
     "cli": {"errors", "units", "window", "arrays", "cost", "plans", "models", "report"},

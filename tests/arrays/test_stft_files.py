@@ -133,7 +133,7 @@ source, out, inverse = sys.argv[1:]
 if inverse == "stft":
     stft(source, 512, 64, out, budget="24 MiB", workers=2)
 else:
-    istft(source, 512, 64, out, budget="24 MiB", workers=2)
+    istft(source, 512, 64, out, budget="16 MiB", workers=2)
 """
 
 
@@ -143,7 +143,7 @@ def test_a_killed_run_is_gone_on_with_and_ends_with_the_same_bits(tmp_path, suff
     source, out = tmp_path / "source.npy", tmp_path / f"out{suffix}"
     samples = RNG.standard_normal(500_000).astype(np.float32)
     np.save(source, samples if transform is stft else stft(samples, 512, 64))
-    options = {"budget": "24 MiB", "workers": 2}
+    options = {"budget": "24 MiB" if transform is stft else "16 MiB", "workers": 2}
     assert transform(source, 512, 64, out, plan_only=True, **options).tasks > 5
     run = subprocess.run([sys.executable, "-c", KILLED, str(source), str(out), transform.__name__], capture_output=True, text=True)
     assert run.returncode == -signals.SIGKILL, run.stderr
@@ -235,4 +235,5 @@ def test_a_run_holds_no_more_than_its_plan_says(tmp_path, kind, name):
     assert forecast <= 64 << 20
     # Beside what the plan counts, the interpreter grows by some of its own.
     assert measured <= forecast + (6 << 20)
-    assert measured >= forecast / 2
+    # Blocks that glibc may keep are counted at their most, and need not be kept by both threads.
+    assert measured >= forecast / 3

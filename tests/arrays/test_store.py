@@ -152,7 +152,8 @@ def test_sources_hold_what_they_say(stored):
     array, made = stored
     with closing(open_source(made)) as source:
         read(source)
-        assert source.held_bytes == (array.nbytes if str(made).endswith(".png") else 0)
+        # zarr has threads of its own.
+        assert source.held_bytes == {".png": array.nbytes, "zarr": 1 << 20}.get(str(made)[-4:], 0)
         assert (source.array is None) == (not isinstance(made, np.ndarray))
         assert source.array is None or np.shares_memory(source.array, made)
 

@@ -23,3 +23,14 @@ def test_a_file_is_convolved_with_a_kernel_from_a_file(sash, folder):
     result = sash("convolve", "scan.npy", "kernel.npy", "more.npy", "--mode", "most")
     assert result.exit_code == 2
     assert "mode is 'most'" in result.stderr
+
+
+def test_the_rates_of_arrays_are_shown_and_deleted(sash, folder, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    result = sash("calibrate", "--arrays", "--show")
+    assert result.exit_code == 0, result.output
+    assert "f32.fft.1024.sample_s" in result.stdout
+    monkeypatch.delenv("SASH_ARRAY_RATES")
+    result = sash("calibrate", "--arrays", "--show")
+    assert "run: sash calibrate --arrays" in result.stderr
+    assert "nothing was kept" in sash("calibrate", "--arrays", "--delete").stderr

@@ -8,9 +8,30 @@ if _find_spec("numba") is None:
 from sash.arrays._bins import BinTable, explain_bins
 from sash.arrays._blur import blur
 from sash.arrays._convolve import convolve
+from sash.arrays._deconvolve import deconvolve
+from sash.arrays._deconvolve_plan import DeconvolutionPlan
 from sash.arrays._istft import istft
 from sash.arrays._overlap import OverlapAdd, overlap_add
 from sash.arrays._plan import ArrayPlan, Method
+from sash.arrays._rates import ArrayRates, array_rates, array_rates_path, forget_array_rates, stored_array_rates
 from sash.arrays._stft import stft
 
-__all__ = ["ArrayPlan", "BinTable", "Method", "OverlapAdd", "blur", "convolve", "explain_bins", "istft", "overlap_add", "stft"]
+__all__ = [
+    "ArrayPlan",
+    "ArrayRates",
+    "BinTable",
+    "DeconvolutionPlan",
+    "Method",
+    "OverlapAdd",
+    "array_rates",
+    "array_rates_path",
+    "blur",
+    "convolve",
+    "deconvolve",
+    "explain_bins",
+    "forget_array_rates",
+    "istft",
+    "overlap_add",
+    "stft",
+    "stored_array_rates",
+]

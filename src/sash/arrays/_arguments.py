@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from math import isfinite
 from typing import Any
 
 import numpy as np
 
-from sash.arrays._store import Source
+from sash.arrays._store import Source, open_source
 from sash.errors import InputError
 from sash.units import format_shape
+from sash.window import Interval
 
 
 def check_numbers(source: Source, operation: str) -> None:
@@ -59,3 +61,18 @@ def as_given(source: Any, made: Any) -> Any:
 
         return torch.from_numpy(made)
     return made
+
+
+def kernel_taps(kernel: Any) -> np.ndarray:
+    """The taps in float64; raises `InputError` for what is none."""
+    with closing(open_source(np.asarray(kernel) if isinstance(kernel, (list, tuple)) else kernel)) as opened:
+        if not 1 <= len(opened.shape) <= 2:
+            raise InputError(f"the kernel is {format_shape(opened.shape)}; kernels have one or two axes so far.")
+        if opened.dtype.kind not in "fiub":
+            raise InputError(f"the kernel holds {opened.dtype}; its taps are real numbers.")
+        taps = np.empty(opened.shape, opened.dtype)
+        opened.read(tuple(Interval(0, length) for length in opened.shape), taps)
+    taps = taps.astype(np.float64)
+    if not np.isfinite(taps).all():
+        raise InputError("the kernel has taps that are NaN or infinite; give finite ones.")
+    return taps

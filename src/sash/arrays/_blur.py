@@ -12,10 +12,11 @@ import numpy as np
 
 from sash.arrays._arguments import as_given, axes_of, check_fill, check_numbers, work_dtype, written_dtype
 from sash.arrays._border import Boundary, checked_boundary
+from sash.arrays._choose import Way, axis_seconds, quickest
 from sash.arrays._gaussian import Direct, Filter, Multirate, filters
-from sash.arrays._job import Job, Step, plan_job, run_job
-from sash.arrays._plan import Method
+from sash.arrays._job import Job, Step, run_job
 from sash.arrays._planes import Planes, planes_of
+from sash.arrays._rates import ArrayRates, array_rates
 from sash.arrays._running import Options
 from sash.arrays._stage import Coarse, Correlate, Restored, Thinned
 from sash.arrays._store import Source, open_source
@@ -41,7 +42,7 @@ def blur(
     axes: Sequence[int] | None = None,
     method: Literal["auto", "direct", "multirate"] = "auto",
     dtype: Any = None,
-    workers: int | None = None,
+    workers: int | str | None = None,
     overwrite: bool = False,
     restart: bool = False,
     progress: bool | None = None,
@@ -56,7 +57,8 @@ def blur(
     Every output is within `tolerance` of the exact one (the sampled Gaussian, never cut off), as a share of the input's range (largest
     less least value, `fill` among them); for derivatives that times the sum of the derivative's absolute taps. A Gaussian is cut where
     the tolerance allows ("direct"), or made of splines at a lower rate ("multirate"), whose cost hardly depends on sigma; "auto" takes
-    the quicker. Sums are in fp32, or float64 where the input is, or the tolerance is below 1e-6. Whole numbers are rounded to the nearest.
+    the quicker that fits, by this machine's rates (`array_rates`). Each makes the same bits whatever the budget and the workers. Sums are
+    in fp32, or float64 where the input is, or the tolerance is below 1e-6. Whole numbers are rounded to the nearest.
     NaN and infinities make NaN of, or spread to, all that the taps reach: at most 9.5 sigma.
 
     The result has the source's type, or `dtype`; derivatives of whole numbers are fp32. It is an array (or what was given as `out`), or
@@ -67,15 +69,16 @@ def blur(
     """
     options = Options(budget, workers, overwrite, restart, progress)
     with closing(open_source(source)) as opened:
-        job = _job(opened, sigma, order, axes, tolerance, checked_boundary(boundary), fill, method, dtype)
-        planned = plan_job(job, opened, out, options)
+        rates = array_rates()
+        ways = _ways(opened, sigma, order, axes, tolerance, checked_boundary(boundary), fill, method, dtype, rates)
+        planned = quickest(ways, opened, out, options, method, rates)
         if plan_only:
             return planned.plan
         made = run_job(planned, opened, out, options)
     return as_given(source, made) if out is None else made
 
 
-def _job(
+def _ways(
     source: Source,
     sigma: float | Sequence[float],
     order: int | Sequence[int],
@@ -85,7 +88,8 @@ def _job(
     fill: float,
     method: str,
     dtype: Any,
-) -> Job:
+    rates: ArrayRates,
+) -> list[Way]:
     along = axes_of(source.shape, axes, 2)
     sigmas = dict(zip(along, _each(sigma, along, "sigma"), strict=True))
     orders = dict(zip(along, _each(order, along, "order"), strict=True))
@@ -97,35 +101,39 @@ def _job(
     blurred = tuple(axis for axis in along if sigmas[axis] > 0)
     work = work_dtype(source.dtype, tolerance)
     share = max(tolerance - ROUNDING[work.name], tolerance / 2) / max(len(blurred), 1)
-    choices = {axis: _choices(sigmas[axis], orders[axis], share) for axis in blurred}
-    cost = {name: sum(_nanoseconds(found[name]) for found in choices.values()) for name in ("direct", "multirate")}
-    able = any(isinstance(found["multirate"], Multirate) for found in choices.values())
-    quicker = "multirate" if able and cost["multirate"] < cost["direct"] else "direct"
-    if method == "multirate" and not able:
-        raise InputError(
-            f"method is 'multirate', and no sigma of {_told(sigmas)} leaves samples out at a tolerance of {tolerance:g}; use 'direct'."
-        )
-    chosen = quicker if method == "auto" else method
-    error = sum(found[chosen].error for found in choices.values()) + ROUNDING[work.name]
-    verdicts = {name: "chosen" if name == chosen else f"{cost[name] / max(cost[chosen], 1e-9):.1f} times the work" for name in cost}
-    if not able:
-        verdicts["multirate"] = "no samples can be left out"
-    methods = tuple(Method(name, None, None, sum(found[name].error for found in choices.values()), verdicts[name]) for name in cost)
-    picked = {axis: found[chosen] for axis, found in choices.items()}
-    steps = _steps(source.shape, picked, work, boundary)
-    facts = {
-        "operation": "blur",
-        "sigma": [sigmas[axis] for axis in along],
-        "order": [orders[axis] for axis in along],
-        "axes": list(along),
-        "tolerance": tolerance,
-        "boundary": boundary,
-        "fill": fill,
-        "method": chosen,
-        "dtype": written.name,
-    }
+    choices = {axis: _choices(sigmas[axis], orders[axis], share, rates, "f32" if work == np.float32 else "f64") for axis in blurred}
     told = f"blur of {format_shape(source.shape)} {source.dtype.name} by sigma {_told(sigmas)}"
-    return Job(told, chosen, steps, written, error, methods, facts, float(fill))
+    found = []
+    for name in ("direct", "multirate"):
+        picked = {axis: choice[name] for axis, choice in choices.items()}
+        mixed = {axis: choice["quicker"] for axis, choice in choices.items()}
+        if name == "multirate" and any(isinstance(one, Multirate) for one in mixed.values()):
+            # A few taps along one axis are quicker than two rates, whatever is done along the other.
+            picked = mixed
+        error = sum(one.error for one in picked.values()) + ROUNDING[work.name]
+        if name == "multirate" and not any(isinstance(one, Multirate) for one in picked.values()):
+            if method == name:
+                none = f"no sigma of {_told(sigmas)} leaves samples out at a tolerance of {tolerance:g}"
+                raise InputError(f"method is 'multirate', and {none}; use 'direct'.")
+            found.append(Way(name, None, error, "no samples can be left out"))
+            continue
+        facts = {
+            "operation": "blur",
+            "sigma": [sigmas[axis] for axis in along],
+            "order": [orders[axis] for axis in along],
+            "axes": list(along),
+            "tolerance": tolerance,
+            "boundary": boundary,
+            "fill": fill,
+            "method": name,
+            # Which filters were chosen rests on the rates, and the output's last bits on the filters.
+            "filters": [f"{one.step}/{one.degree}" if isinstance(one, Multirate) else "direct" for one in picked.values()],
+            "dtype": written.name,
+        }
+        found.append(
+            Way(name, Job(told, name, _steps(source.shape, picked, work, boundary), written, error, (), facts, float(fill)), error)
+        )
+    return found
 
 
 def _steps(shape: tuple[int, ...], picked: dict[int, Filter], work: np.dtype, boundary: Boundary) -> tuple[Step, ...]:
@@ -145,17 +153,15 @@ def _steps(shape: tuple[int, ...], picked: dict[int, Filter], work: np.dtype, bo
     return tuple(found)
 
 
-def _choices(sigma: float, order: int, share: float) -> dict[str, Filter]:
-    """The quickest filter of each kind; direct for both where no samples can be left out."""
+def _choices(sigma: float, order: int, share: float, rates: ArrayRates, kind: str) -> dict[str, Filter]:
+    """The quickest filter without and with samples left out (direct for both where none can be), and the quicker of the two."""
     direct, *others = filters(sigma, order, share)
-    return {"direct": direct, "multirate": min(others, key=_nanoseconds, default=direct)}
 
+    def seconds(found: Filter) -> float:
+        return axis_seconds(found, rates, kind)
 
-def _nanoseconds(found: Filter) -> float:
-    """About what an axis costs a sample on one core. Only ratios count."""
-    if isinstance(found, Direct):
-        return 0.3 + 0.034 * len(found.weights)
-    return 0.4 + 0.05 * (found.degree - 3) + 1.6 / found.step + (0.3 + 0.034 * len(found.coarse)) / found.step**2
+    best = min(others, key=seconds, default=direct)
+    return {"direct": direct, "multirate": best, "quicker": min(direct, best, key=seconds)}
 
 
 def _each(given: Any, axes: tuple[int, ...], name: str) -> tuple[Any, ...]:

@@ -7,33 +7,35 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
-from math import ceil, isfinite
+from math import isfinite
 from typing import Any, Literal
 
 import numpy as np
 from scipy.fft import next_fast_len
 
-from sash.arrays._arguments import as_given, axes_of, check_fill, check_numbers, work_dtype, written_dtype
+from sash.arrays._arguments import as_given, axes_of, check_fill, check_numbers, kernel_taps, work_dtype, written_dtype
 from sash.arrays._border import Boundary, checked_boundary
-from sash.arrays._fir import GROUP
-from sash.arrays._job import Job, Planned, Step, plan_job, run_job
+from sash.arrays._choose import Way, quickest, stage_seconds
+from sash.arrays._job import Job, Step, run_job
+from sash.arrays._overlap_save import MAPPED_FROM as OVERLAP_MAPPED_FROM
 from sash.arrays._overlap_save import OverlapSave, one_thread_each
-from sash.arrays._plan import Method
 from sash.arrays._planes import Planes, planes_of
+from sash.arrays._rates import ArrayRates, array_rates
 from sash.arrays._running import Options
 from sash.arrays._stage import Correlate, Stage, Sum
 from sash.arrays._store import Source, open_source
-from sash.errors import DoesNotFit, InputError
-from sash.units import format_bytes, format_shape
-from sash.window import Interval
+from sash.errors import InputError
+from sash.units import format_shape
 
 Mode = Literal["same", "valid", "full"]
 MODES = ("same", "valid", "full")
 METHODS = ("auto", "separable", "fft")
 ROUNDING = {"float32": 4e-7, "float64": 1e-14}
 """What sums in these types can be off by, as a share of the largest sample times the sum of the kernel's absolute taps."""
-TRANSFORM_NS = {256: 5.0, 512: 5.2, 768: 6.2, 1024: 7.0, 1536: 8.4, 2048: 10.0, 3072: 15.0, 4096: 15.0, 8192: 18.0}
-"""About what a sample of a tile costs one core there and back, by the tile's side. Only ratios count."""
+SIDES_TRIED = (256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144)
+"""Of tiles: larger ones have more whole outputs, and fall out of caches."""
+HOPELESS = 3.0
+"""Times as long as transforms from which on outer products are not counted out."""
 
 
 def convolve(
@@ -50,7 +52,7 @@ def convolve(
     axes: Sequence[int] | None = None,
     method: Literal["auto", "separable", "fft"] = "auto",
     dtype: Any = None,
-    workers: int | None = None,
+    workers: int | str | None = None,
     overwrite: bool = False,
     restart: bool = False,
     progress: bool | None = None,
@@ -59,15 +61,16 @@ def convolve(
     """The source, convolved with a kernel along its last axes, or along `axes`; as `scipy.signal.convolve`, made in parts.
 
     `source` is an array, a tensor on the CPU, or a file (.npy, .zarr, TIFF, PNG, JPEG, WAV, FLAC), `kernel` an array of one or two axes, or
-    such a file. With
-    `mode` "same" the output has the source's size, "valid" leaves out what reaches beyond the ends, "full" keeps all that meets the
-    source. `boundary` says what lies beyond the ends, in `scipy.ndimage`'s words. `correlate` does not turn the kernel round.
+    such a file. With `mode` "same" the output has the source's size, "valid" leaves out what reaches beyond the ends, "full" keeps all
+    that meets the source. `boundary` says what lies beyond the ends, in `scipy.ndimage`'s words. `correlate` does not turn the kernel
+    round.
 
     Every output is within `tolerance` of the exact one, as a share of the largest absolute sample times the sum of the kernel's absolute
-    taps. "separable" writes the kernel as a sum of outer products, as few as the tolerance allows; "fft" cuts the source into tiles of any
-    quick size, as large as the budget allows, and transforms each with the kernel's reach beside it; "auto" takes the quicker. Sums are
-    in fp32, or float64 where the source is, or the tolerance is below 1e-6. By "fft" NaN and infinities reach what the kernel makes them
-    reach, and are there what sums of products are; "separable" makes NaN of infinities where it takes several products.
+    taps. "separable" writes the kernel as a sum of outer products, as few as the tolerance allows; "fft" cuts the source into tiles of a
+    quick size, and transforms each with the kernel's reach beside it; "auto" takes the quickest that fits, by this machine's rates
+    (`array_rates`). Sums are in fp32, or float64 where the source is, or the tolerance is below 1e-6. By "fft" NaN and infinities reach
+    what the kernel makes them reach, and are there what sums of products are; "separable" makes NaN of infinities where it takes several
+    products.
 
     The result is fp32 (float64 where sums are), or `dtype`, whole numbers rounded to the nearest. It is an array (or what was given as
     `out`), or the path in `out`, which appears when it is whole; after an interruption the same call goes on, to the same bits.
@@ -77,9 +80,10 @@ def convolve(
     """
     options = Options(budget, workers, overwrite, restart, progress)
     with closing(open_source(source)) as opened:
-        taps = _kernel(kernel)
+        taps = kernel_taps(kernel)
         asked = _Asked(opened, taps, mode, checked_boundary(boundary), fill, correlate, tolerance, axes, method, dtype)
-        planned = _planned(asked, opened, out, options)
+        rates = array_rates()
+        planned = quickest(_ways(asked, rates), opened, out, options, method, rates)
         if plan_only:
             return planned.plan
         with one_thread_each():
@@ -149,41 +153,10 @@ class _Asked:
         return work_dtype(self.source.dtype, self.tolerance)
 
 
-def _planned(asked: _Asked, source: Source, out: Any, options: Options) -> Planned:
-    """The quickest way that keeps the budget; raises `DoesNotFit` with the least bytes of any."""
-    ways, refused = list(_ways(asked)), list[tuple[_Way, DoesNotFit]]()
-    fitting: list[tuple[float, _Way, Planned]] = []
-    for way in ways:
-        try:
-            planned = plan_job(_job(asked, source, way, ()), source, out, options)
-        except DoesNotFit as too_small:
-            refused.append((way, too_small))
-        else:
-            cut, unit = planned.cuts[0], way.stage.unit[0]
-            rows = min(cut.rows, way.stage.shape[0])
-            fitting.append((way.cost * (ceil(rows / unit) * unit / rows) / cut.workers, way, planned))
-    able = [one for one in fitting if asked.method in ("auto", one[1].name)]
-    if not able:
-        raise min((one for way, one in refused if asked.method in ("auto", way.name)), key=lambda one: one.least_bytes)
-    cost, way, planned = min(able, key=lambda one: one[0])
-    methods = []
-    for name in METHODS[1:]:
-        best = min((one for one in fitting if one[1].name == name), key=lambda one: one[0], default=None)
-        if name == way.name:
-            methods.append(Method(name, planned.plan.peak_bytes, None, way.error, "chosen"))
-        elif best is not None:
-            methods.append(Method(name, best[2].plan.peak_bytes, None, best[1].error, f"{best[0] / cost:.1f} times the work"))
-        else:
-            least = min(one.least_bytes for other, one in refused if other.name == name)
-            error = next(other.error for other, _ in refused if other.name == name)
-            methods.append(Method(name, least, None, error, f"holds {format_bytes(least)} at least"))
-    return plan_job(_job(asked, source, way, tuple(methods)), source, out, options)
-
-
-def _job(asked: _Asked, source: Source, way: _Way, methods: tuple[Method, ...]) -> Job:
+def _job(asked: _Asked, label: str, stage: Stage, error: float) -> Job:
     written = written_dtype(asked.dtype, asked.work, "convolve")
     output = asked.planes.sized(asked.geometry()[0])
-    told = f"convolution of {format_shape(source.shape)} {source.dtype.name} with {format_shape(asked.taps.shape)}"
+    told = f"convolution of {format_shape(asked.source.shape)} {asked.source.dtype.name} with {format_shape(asked.taps.shape)}"
     facts = {
         "operation": "convolve",
         "kernel": sha256(np.ascontiguousarray(asked.taps).tobytes()).hexdigest(),
@@ -193,40 +166,38 @@ def _job(asked: _Asked, source: Source, way: _Way, methods: tuple[Method, ...]) 
         "fill": asked.fill,
         "correlate": asked.correlate,
         "axes": list(asked.axes),
-        "method": way.label,
+        "method": label,
         "dtype": written.name,
     }
-    return Job(told, way.label, (Step(way.stage, asked.planes, output),), written, way.error, methods, facts, float(asked.fill))
+    mapped = {"mapped_from": OVERLAP_MAPPED_FROM} if isinstance(stage, OverlapSave) else {}
+    return Job(told, label, (Step(stage, asked.planes, output),), written, error, (), facts, float(asked.fill), **mapped)
 
 
-@dataclass(frozen=True, eq=False)
-class _Way:
-    """A method, with everything chosen."""
-
-    name: str
-    label: str
-    stage: Stage
-    cost: float
-    error: float
-
-
-def _ways(asked: _Asked) -> Iterator[_Way]:
+def _ways(asked: _Asked, rates: ArrayRates) -> Iterator[Way]:
     kernel, work = asked.kernel, asked.work
     size, before = asked.geometry()
     rounding = ROUNDING[work.name]
-    terms, error = _outer_products(kernel, max(asked.tolerance - rounding, asked.tolerance / 2))
-    turned = [(down[::-1], along[::-1]) for down, along in terms]
-    correlations = tuple(Correlate(size, work, asked.boundary, down, along, before) for down, along in turned)
-    taps = sum(-(-count // GROUP) * GROUP for count in kernel.shape)
-    count = len(terms)
-    label = "separable" if count == 1 else f"separable, {count} outer products"
-    yield _Way("separable", label, Sum(correlations) if count > 1 else correlations[0], count * (0.3 + 0.03 * taps), error + rounding)
-    for most in sorted(TRANSFORM_NS):
+    transforms = []
+    for most in SIDES_TRIED:
         tile = _side(size[0], kernel.shape[0], most), _side(size[1], kernel.shape[1], most)
-        stage = OverlapSave(size, work, asked.boundary, kernel, before, tile)
-        useful = np.prod(stage.whole) / np.prod(tile)
-        cost = TRANSFORM_NS[most] * (1 if work == np.float32 else 2) / max(useful, 1e-9)
-        yield _Way("fft", f"fft, tiles of {format_shape(tile)}", stage, float(cost), rounding)
+        if all(one.tile != tile for one in transforms):
+            transforms.append(OverlapSave(size, work, asked.boundary, kernel, before, tile))
+    share = max(asked.tolerance - rounding, asked.tolerance / 2)
+    # Products of several outer products cost in proportion: where even the least number of them is far too many, they are not looked for.
+    least = _least_terms(kernel, share)
+    one = Correlate(size, work, asked.boundary, kernel[:, 0], kernel[0], before)
+    ratio = least * stage_seconds(one, rates) / min(stage_seconds(stage, rates) for stage in transforms)
+    if asked.method == "auto" and least > 1 and ratio > HOPELESS:
+        yield Way("separable", None, rounding, f"{least} outer products at least: {ratio:.2g} times as long")
+    else:
+        terms, error = _outer_products(kernel, share)
+        turned = [(down[::-1], along[::-1]) for down, along in terms]
+        correlations = tuple(Correlate(size, work, asked.boundary, down, along, before) for down, along in turned)
+        label = "separable" if len(terms) == 1 else f"separable, {len(terms)} outer products"
+        stage = Sum(correlations) if len(terms) > 1 else correlations[0]
+        yield Way("separable", _job(asked, label, stage, error + rounding), error + rounding)
+    for stage in transforms:
+        yield Way("fft", _job(asked, f"fft, tiles of {format_shape(stage.tile)}", stage, rounding), rounding)
 
 
 def _side(outputs: int, taps: int, most: int) -> int:
@@ -244,32 +215,34 @@ def _quick(length: int) -> int:
     return int(next_fast_len(length, True) or length)
 
 
+def _least_terms(kernel: np.ndarray, tolerance: float) -> int:
+    """Outer products that a kernel takes at the least, within a share of the sum of its absolute taps.
+
+    By the eigenvalues of the smaller side's products, a tenth of the work of the singular vectors: what is left out has at least the sum
+    that the root of its squares says.
+    """
+    small = kernel if kernel.shape[0] <= kernel.shape[1] else kernel.T
+    squares = np.linalg.eigvalsh(small @ small.T)
+    room = (tolerance * np.abs(kernel).sum()) ** 2 + len(squares) * np.finfo(float).eps * squares[-1]
+    return max(int((np.cumsum(squares.clip(0)) > room).sum()), 1)
+
+
 def _outer_products(kernel: np.ndarray, tolerance: float) -> tuple[list[tuple[np.ndarray, np.ndarray]], float]:
     """As few outer products as add up to the kernel, within a share of the sum of its absolute taps; and how far they are off."""
     size = max(float(np.abs(kernel).sum()), np.finfo(float).tiny)
     if min(kernel.shape) == 1:
         ones = np.ones(1)
         return [(ones, kernel[0]) if kernel.shape[0] == 1 else (kernel[:, 0], ones)], 0.0
-    left, values, right = np.linalg.svd(kernel)
-    rest, terms = kernel.copy(), []
-    for value, down, along in zip(values, left.T, right, strict=False):
-        terms.append((down * np.sqrt(value), along * np.sqrt(value)))
-        rest -= np.outer(*terms[-1])
-        if np.abs(rest).sum() <= tolerance * size:
-            break
-    return terms, float(np.abs(rest).sum()) / size
+    left, values, right = np.linalg.svd(kernel, full_matrices=False)
 
+    def off(count: int) -> float:
+        """The sum of what so many leave out, as a share."""
+        return float(np.abs(kernel - (left[:, :count] * values[:count]) @ right[:count]).sum()) / size
 
-def _kernel(kernel: Any) -> np.ndarray:
-    """The taps in float64; raises `InputError` for what is none."""
-    with closing(open_source(np.asarray(kernel) if isinstance(kernel, (list, tuple)) else kernel)) as opened:
-        if not 1 <= len(opened.shape) <= 2:
-            raise InputError(f"the kernel is {format_shape(opened.shape)}; kernels have one or two axes so far.")
-        if opened.dtype.kind not in "fiub":
-            raise InputError(f"the kernel holds {opened.dtype}; its taps are real numbers.")
-        taps = np.empty(opened.shape, opened.dtype)
-        opened.read(tuple(Interval(0, length) for length in opened.shape), taps)
-    taps = taps.astype(np.float64)
-    if not np.isfinite(taps).all():
-        raise InputError("the kernel has taps that are NaN or infinite; give finite ones.")
-    return taps
+    low, high = 1, len(values)
+    while low < high:
+        count = (low + high) // 2
+        low, high = (low, count) if off(count) <= tolerance else (count + 1, high)
+    roots = np.sqrt(values)
+    terms = [(left[:, place] * roots[place], right[place] * roots[place]) for place in range(low)]
+    return terms, off(low)

@@ -17,6 +17,8 @@ WORTH = 1.05
 """Narrower bands are not looked at where what is done twice costs less than this."""
 LEAST_ROWS, LEAST_COLUMNS = 16, 512
 """Tasks smaller than that along an axis would save next to nothing, and never end."""
+THREAD_BYTES = 128 << 10
+"""What a worker takes beside its arrays: its stack, its part of the heap, small things."""
 MOST_BYTES = 64 << 20
 """Bytes that a task writes: more would make progress coarse and an interruption dear."""
 
@@ -63,17 +65,22 @@ def _tallest(made: Pass, sink: Sink, workers: int, columns: int, room: int) -> t
     wanted = min(ceil(wanted / unit) * unit, height, max(MOST_BYTES // row_bytes // unit, 1) * unit)
     low = ceil(min(LEAST_ROWS, height) / grain)
     high = max(ceil(wanted / grain), low)
-    smallest = None
-    while True:
-        tried = Cut(workers, lead, min(high * grain, ceil(height / grain) * grain), columns)
-        taken = made.peak_bytes(tried, sink)
+
+    def tried(count: int) -> tuple[Cut, int]:
+        found = Cut(workers, lead, min(count * grain, ceil(height / grain) * grain), columns)
+        return found, made.peak_bytes(found, sink) + workers * THREAD_BYTES
+
+    # Memory grows with the rows: where the fewest take too much, no others need be tried.
+    fewest, least = tried(low)
+    if least > room:
+        return None, least
+    while high > low:
+        found, taken = tried(high)
         if taken <= room:
-            return tried, taken
-        smallest = taken if smallest is None else min(smallest, taken)
-        if high == low:
-            return None, smallest
-        # Memory grows with the rows, if not from none: what is left over says how far to go down.
+            return found, taken
+        # If not from none: what is left over says how far to go down.
         high = max(low, min(high - 1, int(high * max(room / taken, 0.5))))
+    return fewest, least
 
 
 def _together(made: Pass, grain: tuple[int, ...], columns: int) -> tuple[int, ...]:

@@ -93,18 +93,14 @@ def _across(band, first, taps, upper, lower, length):
 
 
 @njit(nogil=True, cache=True)
-def _one(source, columns, fill, taps, x):
-    """The sum at one place, every sample looked up."""
-    near, total = np.empty(GROUP, taps.dtype), taps[0] * 0
-    for k in range(0, taps.size, GROUP):
-        for n in range(GROUP):
-            place = columns[x + k + n]
-            near[n] = fill if place < 0 else source[place]
-        v = taps[k : k + GROUP]
-        u = (v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7])
-        eight = _eight(u, near[0], near[1], near[2], near[3], near[4], near[5], near[6], near[7])
-        total = eight if k == 0 else total + eight
-    return total
+def _looked_up(source, columns, fill, taps, line, start, stop, out, first):
+    """out[x - first] for x from start to stop, by samples whose places are looked up, each once."""
+    if stop <= start:
+        return
+    for n in range(stop - start + taps.size):
+        place = columns[start + n]
+        line[n] = fill if place < 0 else source[place]
+    _along(line, taps, out[start - first : stop - first], stop - start)
 
 
 @njit(nogil=True, cache=True)
@@ -120,10 +116,8 @@ def _filtered_row(row, columns, run, fill, taps, line, start, stop, out):
             for x in range(inside.size):
                 line[x] = inside[x]
             _along(line, taps, out[low - start : high - start], high - low)
-    for x in range(start, min(low, stop)):
-        out[x - start] = _one(row, columns, fill, taps, x)
-    for x in range(max(low, high), stop):
-        out[x - start] = _one(row, columns, fill, taps, x)
+    _looked_up(row, columns, fill, taps, line, start, min(low, stop), out, start)
+    _looked_up(row, columns, fill, taps, line, max(low, high), stop, out, start)
 
 
 @njit(nogil=True, cache=True)

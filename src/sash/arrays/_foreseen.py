@@ -10,7 +10,7 @@ import numpy as np
 
 from sash.arrays._store_sink import Sink
 from sash.arrays._store_source import Box, Source
-from sash.arrays._store_zarr import zarr_layout
+from sash.arrays._store_zarr import shard_bytes, zarr_layout
 
 RAW_SCRATCH = 256 << 10
 """Of a write or a read of part of a file of plain numbers."""
@@ -59,8 +59,7 @@ class ForeseenSink(Sink):
     def scratch_bytes(self, box: Box) -> int:
         if self._shards is None:
             return self._scratch
-        over = any(stop % cell for (_, stop), cell in zip(box, self.grain, strict=True))
-        return (4 if over else 3) * prod(self.grain) * self.dtype.itemsize + (1 << 20)
+        return shard_bytes(box, self.grain, self.shape, self.dtype)
 
 
 def shards_for(out: Any, shape: tuple[int, ...], dtype: np.dtype, budget: int, workers: int) -> tuple[int, ...] | None:

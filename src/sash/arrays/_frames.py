@@ -120,7 +120,9 @@ class Lanes:
     def around_bytes(self, lanes: int, samples: int, pad: int) -> int:
         """Of `around`, and of what reading takes beside it."""
         length = min(samples, self.length)
-        box = self.box(Interval(0, lanes), Interval(0, length))
+        # Where it lies on the most chunks.
+        first = min(self.grain()[1] - 1, self.length - length)
+        box = self.box(Interval(0, lanes), Interval(first, first + length))
         beyond = min(pad, samples)
         near = min(pad + 1, self.length) * lanes * self.source.dtype.itemsize
         return lanes * samples * self.source.dtype.itemsize + self.source.scratch_bytes(box) + (near + 40 * beyond if beyond else 0)
@@ -213,10 +215,10 @@ def block_of(size: int, hop: int, count: int) -> int:
     return min(1 << (most.bit_length() - 1), 1 << (count - 1).bit_length())
 
 
-def transform_bytes(block: int, size: int, item: int) -> int:
-    """Frames, their spectra as torch allocates them, and what MKL takes for one transform: 2.2 times its length, measured, and more for
-    large prime factors, which it goes round by a longer transform."""
-    return block * (size + _KEPT * 2 * (size // 2 + 1)) * item + (3 if _is_smooth(size) else 32) * size * item + (1 << 16)
+def transform_bytes(block: int, size: int, item: int, kept: int = _KEPT) -> int:
+    """Frames, their spectra as torch allocates them, of `kept` blocks, and what MKL takes for one transform: 2.2 times its length,
+    measured, and more for large prime factors, which it goes round by a longer transform."""
+    return block * (size + kept * 2 * (size // 2 + 1)) * item + (3 if _is_smooth(size) else 32) * size * item + (1 << 16)
 
 
 def _is_smooth(size: int) -> bool:

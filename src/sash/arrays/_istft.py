@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from math import ceil, log2, prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,12 @@ from sash.arrays._running import Options
 from sash.arrays._store import Sink, open_sink, open_source
 from sash.arrays._tasks import MOST_TASK_BYTES, TURNS, Cut, Room, does_not_fit, fewer, longest, run_job
 from sash.arrays._written import TASK_BYTES, chunks_of, output_kind, write_bytes
+from sash.heap import blocks_given_back
 from sash.window import Interval
 
 _WRITTEN = (".zarr", ".npy", ".wav")
+_MAPPED_FROM = 256 << 10
+"""Bytes from which on what a task frees leaves the process: glibc kept up to twenty of torch's blocks a worker."""
 _CHUNKS_READ = 4
 """Chunks of frames that a task reads, where the budget allows: the frames before a task's first are read by two."""
 
@@ -40,7 +44,7 @@ def istft(
     centered: bool = True,
     fft_size: int | None = None,
     length: int | None = None,
-    workers: int | None = None,
+    workers: int | str | None = None,
     overwrite: bool = False,
     restart: bool = False,
     progress: bool | None = None,
@@ -57,13 +61,14 @@ def istft(
     Raises `InputError` where the squared windows over any sample add up to less than 0.001 of the most, and names a hop or a length for
     which they do not: of signals whose length is no multiple of the hop, the last samples may lie under the end of one frame alone.
 
-    `out` is an array, or names a .npy, .zarr or .wav file (of `rate_hz` samples a second); budget, files and interruptions as for
-    `stft`.
+    `out` is an array, or names a .npy, .zarr or .wav file (of `rate_hz` samples a second); budget, workers, files and interruptions as
+    for `stft`.
     """
     options = Options(budget, workers, overwrite, restart, progress)
     with closing(open_source(source)) as opened:
         inverse = inverse_of(opened, frame, hop, fft_size, window, centered, length)
         told = f"inverse stft of {inverse.count} frames, {told_window(window)} of {frame}"
+        out = Path(out) if isinstance(out, (str, os.PathLike)) else out
         work = _Work(inverse, out, options, rate_hz, told, _cut(inverse, out, options, told))
         if plan_only:
             return work.plan
@@ -108,7 +113,7 @@ class _Work:
         enlarged = np.sqrt(inverse.sums[-1].max() / inverse.sums[-1].min())
         error = float(np.finfo(inverse.taps.dtype).eps * max(log2(size), 1) * enlarged)
         return ArrayPlan(
-            operation=self.told,
+            operation=self.told + self.options.seats(inverse.source, self.out).told,
             method=method,
             shape=inverse.shape,
             dtype=inverse.taps.dtype.name,
@@ -127,16 +132,9 @@ class _Work:
 
     def run(self) -> Any:
         """The signal."""
-        return run_job(
-            self.told,
-            self.out,
-            self._facts,
-            self._open,
-            self._tasks,
-            self.cut.workers,
-            self.written_bytes,
-            self.options,
-        )
+        written = self.written_bytes
+        with blocks_given_back(_MAPPED_FROM):
+            return run_job(self.told, self.out, self._facts, self._open, self._tasks, self.cut.workers, written, self.options)
 
     def _tasks(self, sink: Sink) -> list[Callable[[], None]]:
         room = Room()
@@ -178,28 +176,34 @@ class _Work:
 def _cut(inverse: Inverse, out: Any, options: Options, told: str) -> Cut:
     """Tasks as long as pays, within the budget; raises `DoesNotFit` where even the shortest are too long."""
     kind = output_kind(out, _WRITTEN)
-    budget, item = options.budget_bytes, inverse.taps.itemsize
+    seats, budget, item = options.seats(inverse.source, out), options.budget_bytes, inverse.taps.itemsize
     hop, size, block = inverse.window.stride, inverse.window.size, inverse.block
     held = inverse.source.held_bytes + 3 * inverse.taps.nbytes + 2 * inverse.sums.nbytes
+    held *= seats.processes
     held += prod(inverse.shape) * item if kind == "" else 0
-    own = transform_bytes(block, size, item) + block * 2 * inverse.bins * item + TASK_BYTES
+    # Processes of a cluster give nothing back before they end.
+    kept = 2 if options.address is None else 20
+    own = transform_bytes(block, size, item, kept) + block * 2 * inverse.bins * item + TASK_BYTES
 
     def taken(length: int, chunk: int) -> int:
         # Frames over a task, and those beside them in the first and the last block.
         frames = min((min(length, inverse.length) + size) // hop + 2 * block, inverse.count)
         found = own + (frames + -(-size // hop)) * hop * item + 2 * (frames + size // hop) * 8
         if inverse.source.array is None:
-            box = inverse.box(0, Interval(0, frames))
+            # Where it lies on the most chunks.
+            first = min(inverse.source.grain[-1] - 1, inverse.count - frames)
+            box = inverse.box(0, Interval(first, first + frames))
             found += inverse.bins * frames * 2 * item + inverse.source.scratch_bytes(box)
         return found + write_bytes(kind, chunk * item)
 
-    for workers in fewer(options.most_workers):
-        for chunk in chunks_of(kind, item, inverse.length):
+    chunks, shortest = chunks_of(kind, item, inverse.length), hop * block
+    for workers in fewer(seats.threads):
+        for chunk in chunks:
             wanted = min(MOST_TASK_BYTES // item, ceil(inverse.length * inverse.lanes / (TURNS * workers)))
             wanted = max(wanted, _CHUNKS_READ * inverse.source.grain[-1] * hop if inverse.source.grain[-1] > 1 else 0)
-            unit = chunk if kind == ".zarr" else hop * block
+            unit = chunk if kind == ".zarr" else shortest
             found = longest(unit, wanted, lambda length, n=workers, c=chunk: held + n * taken(length, c) <= budget)
             if found is not None:
                 return Cut(1, found, chunk, workers, held + workers * taken(found, chunk))
-    least = held + taken(1 if kind == ".zarr" else hop * block, 1)
-    raise does_not_fit(told, least, budget, kind == "")
+    least = min(taken(chunk if kind == ".zarr" else shortest, chunk) for chunk in chunks)
+    raise does_not_fit(told, held + least, budget, kind == "")

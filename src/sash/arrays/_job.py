@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sash.arrays._cluster import Cluster, Fixed, Seats, connected
 from sash.arrays._cut import cut
 from sash.arrays._foreseen import ForeseenSink, ForeseenSource, shards_for
 from sash.arrays._journal import Journal
-from sash.arrays._pass import Cut, Pass, run_pass
+from sash.arrays._overlap_save import OverlapSave
+from sash.arrays._pass import Cut, Pass, run_pass, tasks_apart
 from sash.arrays._plan import ArrayPlan, Method
 from sash.arrays._planes import Part, Planes
 from sash.arrays._running import Options, showing
 from sash.arrays._stage import Stage
 from sash.arrays._store import Sink, Source, open_sink, open_source
+from sash.arrays._tasks import single_threaded
 from sash.errors import DoesNotFit, InputError
 from sash.heap import blocks_given_back
 from sash.units import format_bytes
@@ -51,6 +56,8 @@ class Job:
     facts: dict[str, Any]
     """What the output's bits depend on, beside the source: as JSON."""
     fill: float = 0.0
+    mapped_from: int = MAPPED_FROM
+    """Bytes from which on what is freed leaves the process: above those of blocks that come and go inside a library's transforms."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -64,36 +71,53 @@ class Planned:
 
     job: Job
     cuts: tuple[Cut, ...]
+    """As threads of one process would take it: what ways are weighed by, wherever they run."""
+    taken: tuple[Cut, ...]
+    """As it is run."""
     shards: tuple[int, ...] | None
     plan: ArrayPlan
+    seats: Seats
 
 
 def plan_job(job: Job, source: Source, out: Any, options: Options) -> Planned:
     """The job's tasks and what they hold; raises `DoesNotFit` with the least budget that would do."""
-    budget, workers = options.budget_bytes, options.most_workers
+    seats = options.seats(source, out)
+    budget = options.budget_bytes
     filed = isinstance(out, (str, os.PathLike))
-    shards = shards_for(out, job.shape, job.dtype, budget, workers)
-    cuts, peak, least = [], 0, 0
-    for place, made in enumerate(passes(job, source, filed)):
+    shards = shards_for(out, job.shape, job.dtype, budget, seats.threads)
+    cuts, bytes_held = _cuts(job, source, out, budget, seats, shards)
+    if cuts is None:
+        raise DoesNotFit(
+            f"{job.operation} holds {format_bytes(bytes_held)} at least, at {job.method}; the budget is {format_bytes(budget)}."
+            + ("" if filed else " To a file, the output would not count: give `out`."),
+            bytes_held,
+        )
+    # A cluster holds more; it takes the way that threads would all the same, since another one's last bits differ.
+    weighed = (_cuts(job, source, out, budget, Seats(seats.threads), shards)[0] if seats.apart else None) or cuts
+    return Planned(job, weighed, cuts, shards, _told(job, source, cuts, budget, bytes_held, seats), seats)
+
+
+def _cuts(
+    job: Job, source: Source, out: Any, budget: int, seats: Seats, shards: tuple[int, ...] | None
+) -> tuple[tuple[Cut, ...] | None, int]:
+    """How each pass is cut, and what they hold at most; None where one cannot be, and the least that would do."""
+    filed = isinstance(out, (str, os.PathLike))
+    cuts, most = list[Cut | None](), 0
+    for place, made in enumerate(passes(job, source, filed, seats.apart)):
         last = place == len(job.steps) - 1
         sink = ForeseenSink(out, job.shape, job.dtype, shards) if last else ForeseenSink(None, made.written.shape, made.sink_dtype)
-        held = source.held_bytes if place == 0 else 0
+        held = source.held_bytes * seats.processes if place == 0 else 0
         # Between passes numbers are in memory, unless the output is a file: they are then as well, so that they outlast an interruption.
         held += 0 if filed and not last else sink.held_bytes
         held += 0 if filed or place == 0 else made.source.array.nbytes if made.source.array is not None else 0
-        found, taken = cut(made, sink, budget - held, workers)
-        peak, least = max(peak, held + taken), max(least, held + taken)
+        found, taken = cut(made, sink, budget - held, seats.threads)
+        most = max(most, held + taken)
         cuts.append(found)
-    if any(found is None for found in cuts):
-        raise DoesNotFit(
-            f"{job.operation} holds {format_bytes(least)} at least, at {job.method}; the budget is {format_bytes(budget)}."
-            + ("" if filed else " To a file, the output would not count: give `out`."),
-            least,
-        )
-    return Planned(job, tuple(cuts), shards, _told(job, source, tuple(cuts), budget, peak))
+    whole = tuple(found for found in cuts if found is not None)
+    return (whole if len(whole) == len(cuts) else None), most
 
 
-def _told(job: Job, source: Source, cuts: tuple[Cut, ...], budget: int, peak: int) -> ArrayPlan:
+def _told(job: Job, source: Source, cuts: tuple[Cut, ...], budget: int, peak: int, seats: Seats) -> ArrayPlan:
     last, found = job.steps[-1], cuts[-1]
     height, width = last.stage.shape
     lanes = 1
@@ -102,7 +126,7 @@ def _told(job: Job, source: Source, cuts: tuple[Cut, ...], budget: int, peak: in
     tasks = sum(len(group) for made, one in zip(passes(job, source, False), cuts, strict=True) for group in made.groups(one))
     size = int(np.prod(source.shape)) * source.dtype.itemsize
     return ArrayPlan(
-        operation=job.operation,
+        operation=job.operation + seats.told,
         method=job.method,
         shape=job.shape,
         dtype=job.dtype.name,
@@ -120,14 +144,14 @@ def _told(job: Job, source: Source, cuts: tuple[Cut, ...], budget: int, peak: in
     )
 
 
-def passes(job: Job, source: Source, filed: bool) -> list[Pass]:
-    """The job's passes, those after the first with stand-ins for what they read."""
+def passes(job: Job, source: Source, filed: bool, apart: int = 0) -> list[Pass]:
+    """The job's passes, those after the first with stand-ins for what they read; in so many processes, or in threads of this one."""
     found = []
     for place, step in enumerate(job.steps):
         last = place == len(job.steps) - 1
         dtype = job.dtype if last else step.stage.dtype
         given = source if place == 0 else ForeseenSource(step.read.shape, job.steps[place - 1].stage.dtype, not filed)
-        found.append(Pass(step.stage, step.read, step.written, given, dtype, job.fill))
+        found.append(Pass(step.stage, step.read, step.written, given, dtype, job.fill, apart))
     return found
 
 
@@ -135,7 +159,7 @@ def run_job(planned: Planned, source: Source, out: Any, options: Options) -> Any
     """The output: an array, or the path it was written to."""
     job = planned.job
     with ExitStack() as open_now:
-        open_now.enter_context(blocks_given_back(MAPPED_FROM))
+        open_now.enter_context(blocks_given_back(job.mapped_from))
         plan = planned.plan
         shown = open_now.enter_context(showing(options.progress, f"{plan.operation}, {plan.method}", plan.written_bytes))
 
@@ -145,8 +169,12 @@ def run_job(planned: Planned, source: Source, out: Any, options: Options) -> Any
         if not isinstance(out, (str, os.PathLike)):
             return _in_memory(planned, source, out, tick)
         path = Path(out)
+        made, first, cluster = passes(job, source, True, planned.seats.apart), 0, None
+        if options.address is not None:
+            cluster = open_now.enter_context(connected(options.address))
+            cluster.check(path, made[0], options.overwrite)
         journal = Journal(
-            path, {**job.facts, "source": source.identity, "cuts": [repr(one) for one in planned.cuts], "numpy": np.__version__}
+            path, {**job.facts, "source": source.identity, "cuts": [repr(one) for one in planned.taken], "numpy": np.__version__}
         )
         done = journal.begun(options.restart)
         scratch = [path.with_name(f"{path.name}.between-{place}.npy") for place in range(len(job.steps) - 1)]
@@ -155,11 +183,10 @@ def run_job(planned: Planned, source: Source, out: Any, options: Options) -> Any
         open_now.callback(sink.close)
         if done is None:
             journal.begin()
-        made, first = passes(job, source, True), 0
         for place, one in enumerate(made):
             last = place == len(made) - 1
             given = one if place == 0 else replace(one, source=open_now.enter_context(_closing(open_source(scratch[place - 1]))))
-            count = sum(len(group) for group in given.groups(planned.cuts[place]))
+            count = sum(len(group) for group in given.groups(planned.taken[place]))
             before = {number for number in done or () if first <= number < first + count}
             if not last and len(before) == count and scratch[place].exists():
                 tick(count)
@@ -179,7 +206,11 @@ def run_job(planned: Planned, source: Source, out: Any, options: Options) -> Any
 
             tick(len(before))
             try:
-                first += run_pass(given, target, planned.cuts[place], first, before, ended)
+                if cluster is None:
+                    run_pass(given, target, planned.taken[place], first, before, ended)
+                else:
+                    _run_apart(cluster, plan.operation, given, target, planned.taken[place], job.mapped_from, first, before, journal, tick)
+                first += count
             except BaseException:
                 target.close()
                 raise
@@ -192,13 +223,43 @@ def run_job(planned: Planned, source: Source, out: Any, options: Options) -> Any
     return result
 
 
+def _run_apart(
+    cluster: Cluster,
+    told: str,
+    made: Pass,
+    sink: Sink,
+    found: Cut,
+    mapped_from: int,
+    first: int,
+    before: Collection[int],
+    journal: Journal,
+    tick: Callable[[int], None],
+) -> None:
+    """A pass in other processes; tasks have the numbers that they have in this one."""
+    left = [number for number in range(len(made.groups(found))) if first + number not in before]
+
+    def ended(number: int) -> None:
+        journal.done(first + number)
+        tick(1)
+
+    threads = partial(_threads, isinstance(made.stage, OverlapSave), mapped_from)
+    cluster.run(told, Fixed(sink, partial(tasks_apart, made, found), threads), left, found.workers, ended)
+
+
+@contextmanager
+def _threads(transforms: bool, mapped_from: int, count: int) -> Iterator[Executor]:
+    """Threads for tasks of a pass in a process of a cluster; torch is loaded for transforms alone."""
+    with blocks_given_back(mapped_from), single_threaded(count) if transforms else ThreadPoolExecutor(count, "sash") as pool:
+        yield pool
+
+
 def _in_memory(planned: Planned, source: Source, out: np.ndarray | None, tick: Callable[[int], None]) -> np.ndarray:
     given = source
     sink = None
     for place, one in enumerate(passes(planned.job, source, False)):
-        last = place == len(planned.cuts) - 1
+        last = place == len(planned.taken) - 1
         sink = open_sink(out if last else None, one.written.shape, one.sink_dtype, like=source if last else None)
-        run_pass(replace(one, source=given), sink, planned.cuts[place], 0, (), lambda number, part: tick(1))
+        run_pass(replace(one, source=given), sink, planned.taken[place], 0, (), lambda number, part: tick(1))
         given = open_source(sink.finish())
     assert sink is not None
     return sink.finish()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from math import prod
+from threading import local
 
 import numpy as np
 
@@ -17,6 +19,9 @@ from sash.arrays._stage import Near, Stage
 from sash.arrays._store import Sink, Source
 from sash.arrays._turns import run_in_turn
 from sash.window import Interval
+
+FEW = 12
+"""Tasks in a row that are looked at where there are many alike."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class Pass:
     source: Source
     sink_dtype: np.dtype
     fill: float = 0.0
+    apart: int = 0
+    """Processes that tasks run in, each task with rows of its own; 0: threads of this one, with rows that they share."""
 
     @cached_property
     def table(self) -> np.ndarray | None:
@@ -51,11 +58,16 @@ class Pass:
         return self.sink_dtype != self.stage.dtype
 
     def groups(self, cut: Cut) -> list[list[Part]]:
-        """All tasks: those whose rows come through one ring together, from the top down."""
+        """All tasks: those whose rows come through one ring together, from the top down; apart, each by itself."""
+        tops, bands = self._edges(cut)
+        found = [[Part(lead, rows, columns) for rows in tops] for lead in self.written.leads(cut.lead) for columns in bands]
+        return [[part] for group in found for part in group] if self.apart else found
+
+    def _edges(self, cut: Cut) -> tuple[list[Interval], list[Interval]]:
+        """Rows and columns of parts."""
         height, width = self.stage.shape
-        bands = [Interval(left, min(left + cut.columns, width)) for left in range(0, width, cut.columns)]
         tops = [Interval(top, min(top + cut.rows, height)) for top in range(0, height, cut.rows)]
-        return [[Part(lead, rows, columns) for rows in tops] for lead in self.written.leads(cut.lead) for columns in bands]
+        return tops, [Interval(left, min(left + cut.columns, width)) for left in range(0, width, cut.columns)]
 
     def around(self, group: list[Part]) -> _Around:
         """What a group's tasks read."""
@@ -75,13 +87,28 @@ class Pass:
             task += sink.scratch_bytes(self.written.box(part))
             around = self.around(group)
             task += 3 * 8 * (around.span + part.columns.length)
-            found = max(found, cut.workers * task + (0 if self.table is not None else around.ring_bytes(cut.workers)))
-        return found + self.stage.held_bytes
+            rings, window = (cut.workers, 1) if self.apart else (1, cut.workers)
+            found = max(found, cut.workers * task + (rings * around.ring_bytes(window) if self.table is None else 0))
+        return found + max(self.apart, 1) * self.stage.held_bytes
 
     def _kinds(self, cut: Cut) -> list[list[Part]]:
-        """Groups of which one is the largest: the first, one in the middle, and the last."""
-        groups = self.groups(cut)
-        return [groups[place] for place in sorted({0, len(groups) // 2, len(groups) - 1})]
+        """Tasks in a row of which some hold the most: of the first group, one in the middle, and the last."""
+        if self.apart:
+            tops, bands = self._edges(cut)
+            rows = _largest(tops, lambda one: self.stage.reads(one, bands[0])[0].clip(self.read.size[0]))
+            columns = _largest(bands, lambda one: self.stage.reads(tops[0], one)[1].clip(self.read.size[1]))
+            return [[Part(next(iter(self.written.leads(cut.lead))), high, wide)] for high in rows for wide in columns]
+        tops, bands = self._edges(cut)
+        leads = list(self.written.leads(cut.lead))
+        few, count = max(FEW, 4 * cut.workers), len(leads) * len(bands)
+        if self.stage.boundary == "wrap" or len(tops) <= 3 * few:
+            rows = [tops]
+        else:
+            # Tasks away from the ends hold alike. Where one end reads the other, rows are held from the first task to the last.
+            middle = len(tops) // 2
+            rows = [tops[:few], tops[middle - few // 2 : middle + few // 2], tops[-few:]]
+        places_of = sorted({0, count // 2, count - 1})
+        return [[Part(leads[at // len(bands)], top, bands[at % len(bands)]) for top in some] for at in places_of for some in rows]
 
 
 class _Around:
@@ -132,17 +159,27 @@ class _Around:
 
     def ring(self, window: int) -> Ring:
         """The rows, read as they are needed."""
-        made, lead = self._pass, self._group[0].lead
+        made = self._pass
+        lanes = made.read.lanes(self._group[0].lead)
+        return Ring(self._read, self.needs, self._height, window, lanes, self.width, made.source.dtype)
 
-        def read(rows: Interval, into: np.ndarray) -> None:
-            first = 0
-            for run in self.held:
-                made.read.read(made.source, Part(lead, rows, run), into[:, :, first : first + run.length])
-                first += run.length
+    def _read(self, rows: Interval, into: np.ndarray) -> None:
+        first = 0
+        for run in self.held:
+            part = Part(self._group[0].lead, rows, run)
+            self._pass.read.read(self._pass.source, part, into[:, :, first : first + run.length])
+            first += run.length
 
-        return Ring(read, self.needs, self._height, window, made.read.lanes(lead), self.width, made.source.dtype)
+    def rows_alone(self, kept: _Kept) -> _Rows:
+        """The rows of a group's first task, read now."""
+        made, part, needed = self._pass, self._group[0], self.needs[0]
+        table = kept.array("rows", (made.read.lanes(part.lead), len(needed), self.width), made.source.dtype)
+        for own in np.split(np.arange(len(needed)), np.flatnonzero(np.diff(needed) != 1) + 1):
+            if len(own):
+                self._read(Interval(int(needed[own[0]]), int(needed[own[-1]]) + 1), table[:, own[0] : own[-1] + 1])
+        return _Rows(table)
 
-    def near(self, task: int, table: np.ndarray, ring: Ring | None) -> Callable[[int], Near]:
+    def near(self, task: int, table: np.ndarray, ring: Ring | _Rows | None) -> Callable[[int], Near]:
         """The neighbourhood of a task in each lane."""
         rows = self._rows[task]
         before, inside = max(-self.across.start, 0), self.across.clip(self._width)
@@ -157,6 +194,49 @@ class _Around:
             first += run.length
         run = (before, inside.start - self.held[0].start, inside.length)
         return lambda lane: Near(table[lane], lent, columns, run, self._pass.fill)
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Rows that one task has for itself, in order."""
+
+    table: np.ndarray
+
+    def slots(self, task: int) -> np.ndarray:
+        """Where they lie."""
+        return np.arange(self.table.shape[1])
+
+
+class _Kept(local):
+    """Arrays that a thread keeps from one task to the next: new memory takes the system as long as a short filter."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, np.ndarray] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """An array of that shape, of whatever numbers; its memory is that of the last one of the name."""
+        nbytes = prod(shape) * dtype.itemsize
+        if name not in self._kept or self._kept[name].nbytes < nbytes:
+            self._kept.pop(name, None)
+            self._kept[name] = np.empty(nbytes, np.uint8)
+        return self._kept[name][:nbytes].view(dtype).reshape(shape)
+
+
+def _largest(parts: list[Interval], reads: Callable[[Interval], Interval]) -> list[Interval]:
+    """The first and the last, which may reach beyond an end, and of those in the middle the one that reads most."""
+    middle = len(parts) // 2
+    return list(dict.fromkeys([parts[0], max(parts[max(middle - 32, 0) : middle + 32], key=lambda one: reads(one).length), parts[-1]]))
+
+
+def tasks_apart(made: Pass, cut: Cut, sink: Sink) -> list[Callable[[], None]]:
+    """All tasks, by number; each reads what it needs."""
+    kept = _Kept()
+    return [partial(_alone, made, sink, kept, part) for group in made.groups(cut) for part in group]
+
+
+def _alone(made: Pass, sink: Sink, kept: _Kept, part: Part) -> None:
+    around = made.around([part])
+    _Task(made, sink, around, 0, 0, part, around.rows_alone(kept), kept.array)()
 
 
 def run_pass(made: Pass, sink: Sink, cut: Cut, first: int, done: Collection[int], ended: Callable[[int, Part], None]) -> int:
@@ -196,7 +276,8 @@ class _Task:
     place: int
     number: int
     part: Part
-    ring: Ring | None
+    ring: Ring | _Rows | None
+    empty: Callable[[str, tuple[int, ...], np.dtype], np.ndarray] = lambda name, shape, dtype: np.empty(shape, dtype)
 
     def __call__(self) -> None:
         made, part, ring = self.made, self.part, self.ring
@@ -210,8 +291,8 @@ class _Task:
                 made.stage.run(near(lane), part.rows, part.columns, out)
             return
         shape = part.rows.length, part.columns.length
-        written = np.empty((len(lanes), *shape), made.sink_dtype)
-        buffer = np.empty(shape, made.stage.dtype) if made.converts else None
+        written = self.empty("written", (len(lanes), *shape), made.sink_dtype)
+        buffer = self.empty("buffer", shape, made.stage.dtype) if made.converts else None
         for lane, out in zip(lanes, written, strict=True):
             if buffer is None:
                 made.stage.run(near(lane), part.rows, part.columns, out)

@@ -7,10 +7,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from sash.arrays._cluster import Seats, check_filed, is_address, seats_at
+from sash.arrays._store import Source
 from sash.errors import InputError
 from sash.units import parse_bytes
 
@@ -20,7 +24,8 @@ class Options:
     """How a job is run, whatever it is."""
 
     budget: str | int
-    workers: int | None = None
+    workers: int | str | None = None
+    """Threads of this process, one a processor unless said; or the address of a Dask scheduler."""
     overwrite: bool = False
     restart: bool = False
     progress: bool | None = None
@@ -31,10 +36,36 @@ class Options:
         return parse_bytes(self.budget)
 
     @property
+    def address(self) -> str | None:
+        """Of a Dask scheduler, if tasks run there; raises `InputError` for a string that is none."""
+        if not isinstance(self.workers, str):
+            return None
+        if not is_address(self.workers):
+            raise InputError(
+                f"workers is {self.workers!r}; give a whole number of threads, or the address of a Dask scheduler, as 'tcp://127.0.0.1:8786'."
+            )
+        return self.workers
+
+    def seats(self, source: Source, out: Any) -> Seats:
+        """Where tasks run; raises `InputError` where a cluster is asked for that is not there, or cannot read and write these."""
+        if self.address is None:
+            return Seats(self.most_workers)
+        check_filed(source, out, self.address)
+        return self._counted
+
+    @cached_property
+    def _counted(self) -> Seats:
+        # Once for all ways that are weighed.
+        assert self.address is not None
+        return seats_at(self.address)
+
+    @property
     def most_workers(self) -> int:
-        """Threads asked for, or one a processor; raises `InputError` for less than one."""
+        """Threads of this process asked for, or one a processor; raises `InputError` for less than one, and for a cluster."""
         if self.workers is None:
             return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if self.address is not None:
+            raise InputError(f"workers is {self.address!r}; this operation runs in threads of this process: give their number.")
         if isinstance(self.workers, bool) or not isinstance(self.workers, int) or self.workers < 1:
             raise InputError(f"workers is {self.workers!r}; give a whole number of threads from 1 on.")
         return self.workers

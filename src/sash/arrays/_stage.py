@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -91,11 +92,11 @@ class Correlate:
         wide = _fir.WIDTH
         return ((_fir.DEEP + self._down.size + 1) * wide + wide + self._along.size) * self.dtype.itemsize
 
-    @property
+    @cached_property
     def _down(self) -> np.ndarray:
         return _fir.grouped(self.down, self.dtype)
 
-    @property
+    @cached_property
     def _along(self) -> np.ndarray:
         return _fir.grouped(self.along, self.dtype)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from math import ceil, isfinite, log2, prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def stft(
     low_hz: float = 0.0,
     high_hz: float | None = None,
     axis: int = -1,
-    workers: int | None = None,
+    workers: int | str | None = None,
     overwrite: bool = False,
     restart: bool = False,
     progress: bool | None = None,
@@ -71,8 +72,13 @@ def stft(
     name when it is whole; a .zarr or .npy that was interrupted is gone on with by the same call, to the same bits. Without `out` an array
     (a tensor for a tensor) is returned whose frames lie one after the other in memory, as torch's do.
 
-    The budget bounds what is held at once: samples, frames, spectra and, without `out`, the result. NaN makes NaN of the frames that hold
-    it. Raises `DoesNotFit` with the least budget that would do, and `InputError` for what cannot be read, written or meant.
+    `workers` is a number of threads, or the address of a Dask scheduler, as "tcp://127.0.0.1:8786": its workers then read and write the
+    files, which they see under the same names.
+
+    The budget bounds what is held at once, by all workers together: samples, frames, spectra and, without `out`, the result. NaN makes
+    NaN of the frames that hold it.
+
+    Raises `DoesNotFit` with the least budget that would do, and `InputError` for what cannot be read, written or meant.
     """
     options = Options(budget, workers, overwrite, restart, progress)
     with closing(open_source(source)) as opened:
@@ -107,6 +113,7 @@ class _Work:
     @classmethod
     def of(cls, lanes: Lanes, frames: Frames, made: Made, out: Any, options: Options, told: str) -> _Work:
         kind = output_kind(out, (".zarr", ".npy", ".png"))
+        out = Path(out) if isinstance(out, (str, os.PathLike)) else out
         picture = None
         if kind == ".png":
             if made.output == "complex":
@@ -150,7 +157,7 @@ class _Work:
         # Of spectra: as a share of the largest that samples of this range can have, a rounding for each of the transform's steps.
         error = float(np.finfo(frames.taps.dtype).eps * max(log2(frames.size), 1) * np.abs(frames.taps).sum() / self.lanes.scale)
         return ArrayPlan(
-            operation=self.told,
+            operation=self.told + self.options.seats(source, self.out).told,
             method=method,
             shape=self.shape,
             dtype=self.dtype.name,
@@ -272,10 +279,11 @@ def _rate(rate_hz: Any) -> float | None:
 
 def _cut(lanes: Lanes, frames: Frames, made: Made, out: Any, kind: str, options: Options, picture: Picture | None, told: str) -> Cut:
     """Tasks as long as pays, within the budget; raises `DoesNotFit` where even the shortest are too long."""
-    budget, most_workers = options.budget_bytes, options.most_workers
+    seats, budget = options.seats(lanes.source, out), options.budget_bytes
     item, window, count = made.dtype.itemsize, frames.window, frames.count
     direct = kind == "" or (kind == "array" and by_frames(out, made.dtype) is not None)
     held = lanes.source.held_bytes + 3 * frames.taps.nbytes + (made.bands.held_bytes if made.bands else 0)
+    held *= seats.processes
     held += lanes.count * made.rows * count * item if kind == "" else 0
     held += picture.held_bytes + 5 * prod(picture.shape) if picture is not None else 0
     in_memory = lanes.table is not None
@@ -296,7 +304,7 @@ def _cut(lanes: Lanes, frames: Frames, made: Made, out: Any, kind: str, options:
     lane_grain, sample_grain = (1, 1) if in_memory else lanes.grain()
     groups = sorted({min(lane_grain, lanes.count), 1}, reverse=True)
     chunks = chunks_of(kind, made.rows * item, count)
-    for workers in fewer(most_workers):
+    for workers in fewer(seats.threads):
         for together in groups:
             for chunk in chunks:
                 wanted = min(MOST_TASK_BYTES // (made.rows * item), ceil(count * lanes.count / (together * TURNS * workers)))
@@ -306,4 +314,5 @@ def _cut(lanes: Lanes, frames: Frames, made: Made, out: Any, kind: str, options:
                 found = longest(max(frames.block, chunk), wanted, fits)
                 if found is not None:
                     return Cut(together, found, chunk, workers, held + workers * taken(together, found, chunk))
-    raise does_not_fit(told, held + taken(1, frames.block, chunks[-1]), budget, kind == "")
+    least = min(taken(together, max(frames.block, chunk), chunk) for together in groups for chunk in chunks)
+    raise does_not_fit(told, held + least, budget, kind == "")

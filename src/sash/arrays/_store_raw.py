@@ -170,6 +170,10 @@ class RawSink(Sink):
         self._file = os.open(target.partial, os.O_WRONLY)
         self._close = weakref.finalize(self, os.close, self._file)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process writes to the same file.
+        return RawSink, (self._target, self.shape, self.dtype, self._offset)
+
     def scratch_bytes(self, box: Box) -> int:
         """One buffer, which only parts with gaps in memory go through."""
         return BUFFER

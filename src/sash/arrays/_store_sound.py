@@ -103,6 +103,9 @@ class SoundSink(Sink):
         self.shape, self.dtype, self.grain = inner.shape, inner.dtype, inner.grain
         self._target, self._inner, self._rate_hz, self._subtype = target, inner, rate_hz, subtype
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SoundSink, (self._target, self._inner, self._rate_hz, self._subtype)
+
     def scratch_bytes(self, box: Box) -> int:
         """A buffer, and at the end the frames that are encoded at a time."""
         return max(self._inner.scratch_bytes(box), 3 * _BLOCK)

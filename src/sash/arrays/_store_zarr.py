@@ -18,6 +18,10 @@ from sash.window import Interval
 
 _PORTION = 4 << 20
 """Bytes of chunks that one call reads, where a chunk is smaller: a call takes about a millisecond, whatever it reads."""
+_STARTED = 1 << 20
+"""What zarr's threads take, and the decoders' tables in each: it starts more of them with the first chunks that it reads side by side."""
+MOST_CHANNELS = 16
+"""In the last axis of three, as planes have them."""
 _CHUNK = 2 << 20
 _SHARD = 64 << 20
 _NAMES = ("zarr.json", ".zarray", ".zgroup")
@@ -30,6 +34,7 @@ class ZarrSource(Source):
         told = str(path or array)
         self.shape, self.dtype = checked_shape(tuple(array.shape), told), checked_dtype(array.dtype, told)
         self.grain = tuple(array.chunks)
+        self.held_bytes = _STARTED
         self._array, self._told = array, told
         self._seen = None if path is None else Seen.now(_metadata(path))
         shards = array.shards or array.chunks
@@ -98,10 +103,13 @@ class ZarrSink(Sink):
         self._array, self._target = array, target
         self._lock, self._written = threading.Lock(), set[tuple[int, ...]]()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process writes to the same folder, other shards.
+        return _written_again, (self._target,)
+
     def scratch_bytes(self, box: Box) -> int:
-        """Of one shard: its chunks encoded, in room for the worst, these put together, and its numbers where it hangs over the edge."""
-        over = any(stop % cell for (_, stop), cell in zip(box, self.grain, strict=True))
-        return (4 if over else 3) * prod(self.grain) * self.dtype.itemsize + (1 << 20)
+        """Of one shard."""
+        return shard_bytes(box, self.grain, self.shape, self.dtype)
 
     def flush(self) -> None:
         """Make the shards that were written outlast the machine."""
@@ -136,6 +144,14 @@ class ZarrSink(Sink):
 
     def _file(self, cell: tuple[int, ...]) -> Path:
         return self._target.partial / self._array.metadata.encode_chunk_key(cell)
+
+
+def shard_bytes(box: Box, grain: tuple[int, ...], shape: tuple[int, ...], dtype: np.dtype) -> int:
+    """What writing a shard takes: its chunks encoded, in room for the worst, these put together, and its numbers where it hangs over the
+    edge; and where they do not lie together, as those of channels do that are gone through one by one."""
+    over = any(stop % cell for (_, stop), cell in zip(box, grain, strict=True))
+    apart = len(shape) > 2 and 1 < shape[-1] <= MOST_CHANNELS
+    return (3 + over + apart) * prod(grain) * dtype.itemsize + (1 << 20)
 
 
 def open_zarr(path: Path) -> ZarrSource:
@@ -262,6 +278,10 @@ def _metadata(path: Path) -> Path:
 def _opened_again(seen: Seen) -> ZarrSource:
     seen.check(seen.path)
     return open_zarr(seen.path.parent)
+
+
+def _written_again(target: Target) -> ZarrSink:
+    return ZarrSink(_zarr(f"writing {target.out}").open_array(target.partial, mode="r+"), target)
 
 
 def _zarr(doing: str) -> Any:

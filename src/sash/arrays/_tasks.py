@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from sash.arrays._cluster import Fixed, connected
 from sash.arrays._journal import Journal
 from sash.arrays._running import Options, showing
 from sash.arrays._store import Sink
@@ -105,18 +106,26 @@ def run_job(
         sink = opened(False)
         run_tasks(told, tasks(sink), workers, written_bytes, options.progress)
         return sink.finish()
-    journal = Journal(Path(out), facts())
-    done = journal.begun(options.restart)
-    sink = opened(done is not None)
-    try:
-        if done is None:
-            journal.begin()
-        run_tasks(told, tasks(sink), workers, written_bytes, options.progress, done or (), partial(_note, sink, journal))
-    except BaseException:
-        sink.close()
-        raise
-    result = sink.finish()
-    journal.remove()
+    with ExitStack() as now:
+        apart = None
+        if options.address is not None:
+            cluster = now.enter_context(connected(options.address))
+            cluster.check(Path(out), tasks, options.overwrite)
+            apart = lambda sink, left, end: cluster.run(told, Fixed(sink, tasks, single_threaded), left, workers, end)  # noqa: E731
+        journal = Journal(Path(out), facts())
+        done = journal.begun(options.restart)
+        sink = opened(done is not None)
+        try:
+            if done is None:
+                journal.begin()
+            elsewhere = None if apart is None else partial(apart, sink)
+            note = partial(_note, sink, journal)
+            run_tasks(told, tasks(sink), workers, written_bytes, options.progress, done or (), note, elsewhere)
+        except BaseException:
+            sink.close()
+            raise
+        result = sink.finish()
+        journal.remove()
     return result
 
 
@@ -128,17 +137,21 @@ def run_tasks(
     progress: bool | None,
     done: Collection[int] = (),
     note: Callable[[list[int]], None] | None = None,
+    apart: Callable[[list[int], Callable[[int], None]], None] | None = None,
 ) -> None:
-    """Run the tasks that are not done; `note` is told, now and then and at the end or a failure, which have ended since."""
+    """Run the tasks that are not done; `note` is told, now and then and at the end or a failure, which have ended since.
+
+    `apart` runs them elsewhere, by their numbers, and tells a function each one that has ended.
+    """
     left = [number for number in range(len(tasks)) if number not in done]
     ended, last = list[int](), monotonic()
-    with showing(progress, told, written_bytes) as tick, single_threaded(workers) as pool:
+    with showing(progress, told, written_bytes) as tick:
         share = written_bytes / max(len(tasks), 1)
         tick(share * (len(tasks) - len(left)))
 
-        def end(place: int) -> None:
+        def end(number: int) -> None:
             nonlocal last
-            ended.append(left[place])
+            ended.append(number)
             tick(share)
             if note is not None and monotonic() - last >= _NOTED_S:
                 note(ended)
@@ -146,7 +159,11 @@ def run_tasks(
                 last = monotonic()
 
         try:
-            run_in_turn(pool, [tasks[number] for number in left], 2 * workers, end)
+            if apart is not None:
+                apart(left, end)
+            else:
+                with single_threaded(workers) as pool:
+                    run_in_turn(pool, [tasks[number] for number in left], 2 * workers, lambda place: end(left[place]))
         finally:
             if note is not None and ended:
                 note(ended)

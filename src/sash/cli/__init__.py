@@ -5,6 +5,7 @@ import typer
 from sash.cli._blur import blur
 from sash.cli._calibrate import calibrate
 from sash.cli._convolve import convolve
+from sash.cli._deconvolve import deconvolve
 from sash.cli._demo import demo
 from sash.cli._fit import fit
 from sash.cli._forecast import forecast
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (walk, forecast, fit, largest, measure, tiled, blur, convolve, stft, demo, calibrate):
+for verb in (walk, forecast, fit, largest, measure, tiled, blur, convolve, deconvolve, stft, demo, calibrate):
     app.command()(verb)
 
 

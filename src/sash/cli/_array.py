@@ -17,7 +17,14 @@ Out = Annotated[
     Path, typer.Argument(help="The file to write, of one of these kinds. It appears when it is whole; the same command goes on.")
 ]
 ArrayBudget = Annotated[str, typer.Option("--budget", "-b", help="Bytes to keep within, as '2 GiB'.")]
-Workers = Annotated[int | None, typer.Option("--workers", help="Tasks side by side; as many as there are processors unless said.")]
+Workers = Annotated[
+    str | None,
+    typer.Option(
+        "--workers",
+        callback=lambda text: int(text) if text is not None and text.strip().isdecimal() else text,
+        help="Tasks side by side, as many as there are processors unless said; or a Dask scheduler, as tcp://127.0.0.1:8786.",
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it is there.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Begin anew, whatever an interrupted run left.")]
 PlanOnly = Annotated[bool, typer.Option("--plan", help="Print what would run, and why the others lost; run nothing.")]

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import math
 import os
-import re
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +16,7 @@ from typing import Any
 
 import torch
 
+from sash.cache import alone, forget, keep, kept_path, processor
 from sash.cost._environment import environment
 from sash.errors import InputError, MeasureError
 
@@ -71,11 +68,11 @@ def calibrate(again: bool = False) -> Rates:
     if named and not again:
         return _named_rates(named)
     path = rates_path()
-    with _alone(path):
+    with alone(path):
         found = None if again else _kept_rates(path)
         if found is None:
             found = _measured()
-            _write(path, found.to_json())
+            keep(path, found.to_json())
             _kept_text.cache_clear()
     return found
 
@@ -88,22 +85,15 @@ def stored_rates() -> Rates | None:
 
 def forget_rates() -> bool:
     """Whether there were rates kept for this machine, torch and number of threads; they are deleted."""
-    path = rates_path()
-    try:
-        path.unlink()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
+    return forget(rates_path())
 
 
 def rates_path() -> Path:
     """Where this machine's rates are kept."""
-    home = os.environ.get("XDG_CACHE_HOME") or ""
-    folder = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
     # Threads that sleep while they wait take ten times as long to start together as threads that spin.
     waiting = os.environ.get("OMP_WAIT_POLICY", "").lower()
     words = f"{machine_kind()} torch {torch.__version__} {torch.get_num_threads()} threads {waiting}"
-    return folder / "sash" / (re.sub(r"[^A-Za-z0-9.+]+", "-", words).strip("-") + ".json")
+    return kept_path(words)
 
 
 def read_rates(text: str) -> Rates:
@@ -133,11 +123,7 @@ def read_rates(text: str) -> Rates:
 @lru_cache(maxsize=1)
 def machine_kind() -> str:
     """Processor, instruction set and cores."""
-    model = ""
-    with contextlib.suppress(OSError):
-        facts = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.partition(":")[2].strip() for line in facts if line.startswith("model name")), "")
-    return " ".join(f"{environment().machine} {model} {os.cpu_count()} cores".split())
+    return " ".join(f"{environment().machine} {processor()} {os.cpu_count()} cores".split())
 
 
 def _named_rates(named: str) -> Rates:
@@ -164,29 +150,6 @@ def _kept_rates(path: Path) -> Rates | None:
 @lru_cache(maxsize=4)
 def _kept_text(text: str) -> Rates:
     return read_rates(text)
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Two processes that measure at once would each find half a machine: the second waits, and reads what the first wrote."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_suffix(".lock").open("w")
-    except OSError:
-        yield  # a cache folder that cannot be written: measure each time
-        return
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _write(path: Path, text: str) -> None:
-    # Under another name first: whoever reads meanwhile finds the whole file or none.
-    with contextlib.suppress(OSError):
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        with os.fdopen(handle, "w") as file:
-            file.write(text + "\n")
-        os.replace(name, path)
 
 
 def _measured() -> Rates:

@@ -1,0 +1,354 @@
+"""Tasks on an existing Dask cluster: submitted one by one, few at a time, each idempotent, noted when what it wrote is on the disk.
+
+A job's fixed part (stage, taps, sources, where the output lies) is sent once and opened once in each process; a task is a number. Workers
+read the source and write the output themselves, so they see the same files under the same names. Nothing is tried again after an error,
+which would come again; a task that was lost with its worker runs on another one. A budget bounds what all workers hold together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copyreg
+import os
+import pickle
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from importlib.metadata import version
+from io import BytesIO
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Condition, Lock
+from time import monotonic
+from typing import Any
+from uuid import uuid4
+from weakref import WeakSet, finalize
+
+import numpy as np
+
+from sash.arrays._store import Sink, Source
+from sash.arrays._store_sink import Target, partial_of
+from sash.errors import InputError
+
+WRITTEN = (".npy", ".zarr", ".tif", ".tiff", ".wav", ".flac")
+"""Files that several processes write to; pictures are encoded in one go."""
+CONNECT_S = 10.0
+"""Seconds until a scheduler has answered and has a worker."""
+PATIENCE_S = 30.0
+"""Seconds without any worker after which a run ends: a nanny starts another one in three."""
+_LOOK_S = 2.0
+"""Seconds between looks at which workers there are."""
+_AHEAD = 2
+"""Tasks for each thread that are on their way, so that none waits for the next."""
+_ALIKE = ("sash", "numpy", "scipy", "numba", "torch")
+"""Packages whose versions decide the last bits."""
+_LARGE_GRAPH = "distributed.admin.large-graph-warning-threshold"
+_TOLD = "Start one with: dask scheduler; and workers with: dask worker tcp://HOST:8786 --nthreads 1."
+
+
+@dataclass(frozen=True)
+class Seats:
+    """Where tasks run side by side."""
+
+    threads: int
+    apart: int = 0
+    """Processes of a cluster that they are in; 0: threads of this process."""
+
+    @property
+    def processes(self) -> int:
+        """Those that hold what tasks share."""
+        return max(self.apart, 1)
+
+    @property
+    def told(self) -> str:
+        """To be put after what is done."""
+        return f", on {self.apart} Dask worker{'s' if self.apart > 1 else ''}" if self.apart else ""
+
+
+@dataclass(frozen=True, eq=False)
+class Fixed:
+    """What all tasks of a run share, in every process: what they write to, opened there by being unpickled, and the threads they run in."""
+
+    sink: Sink
+    tasks: Callable[[Sink], Sequence[Callable[[], None]]]
+    threads: Callable[[int], AbstractContextManager[Executor]]
+
+
+def is_address(workers: str) -> bool:
+    """Whether it names a scheduler."""
+    return re.fullmatch(r"(tcp|tls|ws|wss|ucx|inproc)://\S+", workers) is not None
+
+
+def check_filed(source: Source, out: Any, address: str) -> None:
+    """Raise `InputError` where what is read or written is in this process's memory, or written in one go."""
+    if isinstance(source, Source) and source.array is not None:
+        raise InputError(
+            f"the source is an array in this process's memory, which the workers of {address} do not have; "
+            "save it as .npy or .zarr and give the path, or let workers be a number of threads."
+        )
+    if not isinstance(out, (str, os.PathLike)):
+        raise InputError(f"the workers of {address} write to a file; give `out`, the path of a {', '.join(WRITTEN)}.")
+    if (suffix := Path(out).suffix.lower()) not in WRITTEN:
+        raise InputError(f"{out} has the suffix {suffix or 'none'}; the workers of {address} write {', '.join(WRITTEN)}.")
+
+
+def seats_at(address: str) -> Seats:
+    """How many processes and threads a cluster has."""
+    with _client(address) as client:
+        return _seats(client)
+
+
+@contextmanager
+def connected(address: str) -> Iterator[Cluster]:
+    """A cluster, for as long as this is open; raises `InputError` where there is none."""
+    with _client(address) as client:
+        yield Cluster(client, address)
+
+
+@contextmanager
+def _client(address: str) -> Iterator[Any]:
+    try:
+        from distributed import Client
+    except ImportError:
+        raise InputError(f"workers={address!r} needs dask, which is not installed: pip install 'sash[arrays]'.") from None
+    try:
+        client = Client(address, timeout=CONNECT_S, set_as_default=False)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise InputError(f"no Dask scheduler answers at {address} within {CONNECT_S:g} s ({_short(error)}). {_TOLD}") from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=CONNECT_S)
+        except TimeoutError:
+            raise InputError(
+                f"the Dask scheduler at {address} has no workers. Start one on each machine with: dask worker {address} --nthreads 1."
+            ) from None
+        yield client
+
+
+class Cluster:
+    """Workers of a Dask scheduler."""
+
+    def __init__(self, client: Any, address: str) -> None:
+        self._client, self._address = client, address
+        self._looked, self._threads = monotonic(), _seats(client).threads
+
+    def check(self, out: Path, rests_on: Any, overwrite: bool) -> None:
+        """Raise `InputError` if the output cannot be written, or a worker does not see its folder, what is read, or the same versions."""
+        Target.of(out, overwrite, folder=out.suffix.lower() == ".zarr")
+        probe, token = partial_of(out.absolute()).with_suffix(".probe"), uuid4().hex
+        probe.write_text(token)
+        try:
+            found = self._client.run(_look, str(probe), token, _pickled(rests_on), on_error="return")
+        finally:
+            probe.unlink()
+        for worker, answer in found.items():
+            if isinstance(answer, ImportError):
+                raise InputError(f"the worker {worker} cannot load sash ({answer}): pip install 'sash[arrays]' there, of the same version.")
+            if isinstance(answer, BaseException):
+                raise answer
+            if isinstance(answer, str):
+                raise InputError(
+                    f"the worker {worker} does not see the same files: {answer}. "
+                    f"Mount {probe.parent} and what is read there, under the same names."
+                )
+            other = [f"{name} {answer[name]}, not {ours}" for name, ours in _versions().items() if answer[name] != ours]
+            if other:
+                raise InputError(f"the worker {worker} has {', '.join(other)}, so its bits may differ; install the same versions there.")
+
+    def run(self, told: str, fixed: Fixed, numbers: Iterable[int], at_once: int, ended: Callable[[int], None]) -> None:
+        """Run tasks by their numbers, at most so many at once. `ended` is told each one's, once what it wrote is on the disk.
+
+        What a task raises is raised here, once those at work have ended; others are not begun, and an interruption ends alike.
+        """
+        from dask import config
+
+        token, finished = uuid4().hex, SimpleQueue[Any]()
+        running: dict[str, tuple[Any, int]] = {}
+        left, client = iter(numbers), self._client
+        # A result that can be made again, not scattered data, which would be lost with the worker that holds it.
+        with config.set({_LARGE_GRAPH: "10 TiB"}):
+            shared = client.submit(Shared, _pickled(fixed), token, key=f"sash-fixed-{token}", pure=False)
+        try:
+            while True:
+                for number in _next(left, self._window(at_once) - len(running)):
+                    future = client.submit(_do, shared, number, key=f"sash-task-{token}-{number}", pure=False)
+                    running[future.key] = future, number
+                    future.add_done_callback(finished.put)
+                if not running:
+                    return
+                future = self._finished(finished, told)
+                _, number = running[future.key]
+                self._check(future, told)
+                del running[future.key]
+                ended(number)
+        finally:
+            if running:
+                self._stop(token, [future for future, _ in running.values()])
+            shared.release()
+
+    def _window(self, at_once: int) -> int:
+        """Tasks on their way: with more threads than may be at work at once, as workers may have come since, no more than those."""
+        if monotonic() - self._looked > _LOOK_S:
+            self._looked, self._threads = monotonic(), _seats(self._client).threads
+        return at_once if self._threads > at_once else _AHEAD * at_once
+
+    def _finished(self, finished: SimpleQueue[Any], told: str) -> Any:
+        """The next one that has; raises `InputError` where there has been no worker for long."""
+        since: float | None = None
+        while True:
+            try:
+                return finished.get(timeout=_LOOK_S)
+            except Empty:
+                there = bool(self._client.nthreads())
+            since = None if there else since or monotonic()
+            if since is not None and monotonic() - since >= PATIENCE_S:
+                raise InputError(f"{told}: all workers of {self._address} are gone. {_AGAIN}")
+
+    def _check(self, future: Any, told: str) -> None:
+        """Raise what the task raised.
+
+        Of one that ended well nothing is fetched: what counts is on the disk, and without workers asking would never end.
+        """
+        if future.status not in ("error", "cancelled"):
+            return
+        from distributed import KilledWorker
+        from distributed.client import FutureCancelledError
+
+        try:
+            future.result()
+        except KilledWorker as error:
+            died, last = error.allowed_failures + 1, error.last_worker.address
+            raise InputError(
+                f"{told}: {died} workers of {self._address} died over one task, the last {last}; was it killed for its memory? {_AGAIN}"
+            ) from error
+        except FutureCancelledError as error:
+            raise InputError(f"{told}: the scheduler at {self._address} was lost ({error.reason}). {_AGAIN}") from error
+
+    def _stop(self, token: str, futures: list[Any]) -> None:
+        """Return when no worker writes any more: the file may be taken away, or gone on with, at once."""
+        if self._client.status != "running":
+            return
+        self._client.cancel(futures, force=True)
+        self._client.run(_stopped, token, on_error="ignore")
+
+
+_AGAIN = "What is done is noted; the same call goes on from there."
+
+
+class Shared:
+    """A run's fixed part in a worker's process: opened at the first task there, closed when the run lets go of it."""
+
+    def __init__(self, pickled: bytes, token: str) -> None:
+        self._pickled, self.token = pickled, token
+        self._opening, self._flushing, self._changed = Lock(), Lock(), Condition()
+        self._at_work, self._stopped = 0, False
+        self._sink: Sink | None = None
+        with _LOCK:
+            _ALL.add(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Shared, (self._pickled, self.token)
+
+    def do(self, number: int) -> None:
+        """Do a task, and make what it wrote outlast the machine."""
+        with self._changed:
+            if self._stopped:
+                return
+            self._at_work += 1
+        try:
+            sink = self._open()
+            self._pool.submit(self._tasks[number]).result()
+            # One at a time: a sink's flush takes over what others wrote.
+            with self._flushing:
+                sink.flush()
+        finally:
+            with self._changed:
+                self._at_work -= 1
+                self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Begin no task any more; return when those at work have ended."""
+        with self._changed:
+            self._stopped = True
+            self._changed.wait_for(lambda: not self._at_work)
+
+    def _open(self) -> Sink:
+        with self._opening:
+            if self._sink is None:
+                from distributed import get_worker
+
+                fixed: Fixed = pickle.loads(self._pickled)
+                with ExitStack() as opened:
+                    # Threads of its own: Dask's keep their settings.
+                    self._pool = opened.enter_context(fixed.threads(get_worker().state.nthreads))
+                    opened.callback(fixed.sink.close)
+                    self._tasks = fixed.tasks(fixed.sink)
+                    finalize(self, opened.pop_all().close)
+                self._sink = fixed.sink
+            return self._sink
+
+
+_ALL, _LOCK = WeakSet[Shared](), Lock()
+
+
+def _do(shared: Shared, number: int) -> None:
+    shared.do(number)
+
+
+async def _stopped(token: str) -> None:
+    with _LOCK:
+        found = [shared for shared in _ALL if shared.token == token]
+    for shared in found:
+        await asyncio.to_thread(shared.stop)
+
+
+def _look(probe: str, token: str, rests_on: bytes) -> str | dict[str, str]:
+    """The versions that a worker has, or what it does not see."""
+    try:
+        if Path(probe).read_text() != token:
+            return f"{probe} is another file there"
+        pickle.loads(rests_on)
+    except (OSError, InputError) as error:
+        return str(error)
+    return _versions()
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in _ALIKE}
+
+
+def _seats(client: Any) -> Seats:
+    found = client.nthreads()
+    return Seats(sum(found.values()), len(found))
+
+
+def _next(left: Iterator[int], count: int) -> Iterator[int]:
+    """At most so many more."""
+    for _, number in zip(range(count), left, strict=False):
+        yield number
+
+
+def _short(error: BaseException) -> str:
+    return str(error).split("\n")[0] or type(error).__name__
+
+
+def _pickled(value: Any) -> bytes:
+    """As bytes, for processes that may be in other folders: paths are absolute, and what can be made again stays behind."""
+    into = BytesIO()
+    _Pickler(into, pickle.HIGHEST_PROTOCOL).dump(value)
+    return into.getvalue()
+
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, Path):
+            return type(obj), (str(obj.absolute()),)
+        kind = type(obj)
+        if is_dataclass(kind) and not hasattr(kind, "__slots__") and not isinstance(obj, np.ndarray):
+            # Without cached properties: a spectrum is made again in less time than it travels.
+            return copyreg.__newobj__, (kind,), {one.name: getattr(obj, one.name) for one in fields(kind)}  # pyright: ignore[reportAttributeAccessIssue]
+        return NotImplemented

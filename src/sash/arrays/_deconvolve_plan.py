@@ -1,0 +1,162 @@
+"""A deconvolution inside its budget: what is tried, what is told of it, and what runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from math import isnan, nan, prod
+from os import PathLike
+from typing import Any, Protocol
+
+import numpy as np
+
+from sash.arrays._diagonal import Condition
+from sash.arrays._foreseen import ForeseenSink, shards_for
+from sash.arrays._phases import Phase, Phased, Sizes
+from sash.arrays._plan import ArrayPlan, Method
+from sash.arrays._running import Options
+from sash.arrays._signal import Errors, Model
+from sash.arrays._store import Sink, Source
+from sash.errors import DoesNotFit
+from sash.units import format_bytes, format_shape
+
+MOST_CONDITION = 1e15
+"""Of a kernel that is inverted: above, nothing is left of the weakest frequencies in float64."""
+MOST_BETWEEN = 256 << 20
+"""Bytes between phases that an interrupted job to a file may lose."""
+STARTING_BYTES = 8 << 20
+"""What the first transforms, threads and formats of a process load, measured."""
+
+
+class Work(Protocol):
+    """Phases in any sizes, and what they hold."""
+
+    @property
+    def passes(self) -> int: ...
+
+    def groups(self, sizes: Sizes) -> Sequence[Sequence[Phase]]: ...
+
+    def peak_bytes(self, sizes: Sizes, sink: Sink) -> int: ...
+
+    def ways(self, workers: int, sink: Sink, filed: bool, most_between: int) -> Iterator[Sizes]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A deconvolution, chosen, and not yet cut."""
+
+    told: str
+    method: str
+    work: Work
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    facts: dict[str, Any]
+    methods: tuple[Method, ...]
+    error: float
+    condition: float
+    looking_bytes: int
+    """Held by the pass that came before."""
+
+
+@dataclass(frozen=True)
+class DeconvolutionPlan(ArrayPlan):
+    """A deconvolution before it runs. Errors are root mean squares, by the signal's own; nan where none is known."""
+
+    condition: float = nan
+    """The largest of the kernel's spectrum by its smallest; nan where there is no spectrum."""
+
+    def to_json(self) -> str:
+        """The plan as JSON."""
+        found = {"schema": "sash.array-plan/1", **asdict(self)}
+        return json.dumps(_without_nan(found))
+
+    def __str__(self) -> str:
+        lines = super().__str__().splitlines()
+        place = next(number for number, line in enumerate(lines) if line.startswith("error "))
+        told = "not known before" if isnan(self.error) else f"{self.error:.1e} of the signal, root mean square, as the methods suppose it"
+        lines[place] = f"error     {told}"
+        if not isnan(self.condition):
+            lines.insert(place, f"condition {self.condition:.1e}")
+        return "\n".join(lines)
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no numbers that are none, nor infinite ones."""
+    if isinstance(value, dict):
+        return {key: _without_nan(own) for key, own in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(own) for own in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def fitted(seen: Seen, source: Source, out: Any, options: Options) -> tuple[Phased, DeconvolutionPlan]:
+    """The job and its plan; raises `DoesNotFit` with the least budget that would do."""
+    budget, workers = options.budget_bytes, options.most_workers
+    filed = isinstance(out, (str, PathLike))
+    least = None
+    # Larger shards for a larger budget; if these leave too little to the work, the smallest.
+    for room in dict.fromkeys((budget, 0)):
+        shards = shards_for(out, seen.shape, seen.dtype, room, workers)
+        sink = ForeseenSink(out, seen.shape, seen.dtype, shards)
+        held = source.held_bytes + STARTING_BYTES
+        for sizes in seen.work.ways(workers, sink, filed, MOST_BETWEEN):
+            peak = held + max(sink.held_bytes + seen.work.peak_bytes(sizes, sink), seen.looking_bytes)
+            if peak <= budget:
+                return _planned(seen, source, sizes, shards, budget, peak)
+            least = peak if least is None else min(least, peak)
+    assert least is not None
+    raise DoesNotFit(
+        f"{seen.told} holds {format_bytes(least)} at least, at {seen.method}; the budget is {format_bytes(budget)}."
+        + ("" if filed else " To a file, the output would not count: give `out`."),
+        least,
+    )
+
+
+def _planned(
+    seen: Seen, source: Source, sizes: Sizes, shards: tuple[int, ...] | None, budget: int, peak: int
+) -> tuple[Phased, DeconvolutionPlan]:
+    facts = {**seen.facts, "sizes": repr(sizes)}
+    job = Phased(
+        f"{seen.told}, {seen.method}", seen.work.groups(sizes), sizes.between, sizes.workers, seen.shape, seen.dtype, shards, facts
+    )
+    plan = DeconvolutionPlan(
+        operation=seen.told,
+        method=seen.method,
+        shape=seen.shape,
+        dtype=seen.dtype.name,
+        tasks=job.tasks,
+        task_shape=(prod(sizes.lead), sizes.rows, sizes.columns),
+        workers=sizes.workers,
+        passes=seen.work.passes,
+        budget_bytes=budget,
+        peak_bytes=peak,
+        read_bytes=2 * prod(source.shape) * source.dtype.itemsize,
+        written_bytes=prod(seen.shape) * seen.dtype.itemsize,
+        wall_s=None,
+        error=seen.error,
+        methods=seen.methods,
+        condition=seen.condition,
+    )
+    return job, plan
+
+
+def verdicts(chosen: str, found: Condition, expected: Errors, supposed: Model, frequencies: tuple[int, int]) -> tuple[Method, ...]:
+    """All methods, with their expected errors and why they were not taken."""
+    weakest = f"it passes {found.least:.1e} of frequency {found.place} of {format_shape(frequencies)}"
+    sound = found.number <= MOST_CONDITION
+    if sound:
+        inverse = f"condition {found.number:.1e}, expected error {expected.inverse:.1e} with {supposed.told}; {weakest}"
+        if expected.unseen:
+            inverse += (
+                f"; noise of up to {supposed.unseen**0.5:.1e} would not be told from signal, and would make it {expected.unseen:.1e}: "
+                "state it"
+            )
+    else:
+        inverse = f"refused: condition {found.number:.1e}, above {MOST_CONDITION:.0e}; {weakest}"
+    wiener = f"expected error {expected.wiener:.1e} with {supposed.told}, signal falling as frequency^-{supposed.slope:.1f} in power"
+    told = {"inverse": (expected.inverse if sound else nan, inverse), "wiener": (expected.wiener, wiener)}
+    told["richardson-lucy"] = nan, "for data and kernels of 0 or more; its error is not known before"
+    return tuple(
+        Method(name, None, None, error, ("chosen: " if name == chosen else "") + verdict) for name, (error, verdict) in told.items()
+    )

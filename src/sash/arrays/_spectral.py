@@ -1,0 +1,302 @@
+"""A filter on each frequency of planes that are larger than memory: along rows, down columns and up again, along rows back.
+
+Every line is transformed by itself, so that the numbers are the same however the planes are cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from math import ceil, prod
+from typing import Any
+
+import numpy as np
+
+from sash.arrays._diagonal import Line, Spectrum
+from sash.arrays._fir import converted
+from sash.arrays._foreseen import RAW_SCRATCH
+from sash.arrays._phases import Between, Phase, Sizes, fewer
+from sash.arrays._planes import Part, Planes
+from sash.arrays._signal import Model
+from sash.arrays._store import Sink, Source
+from sash.window import Interval
+
+TASK_BYTES = 1 << 20
+"""What a task takes beside its arrays: its thread, and small things."""
+GROUP_NUMBERS = 1 << 20
+"""Numbers of small planes that are filtered together."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inverse:
+    """Each frequency by the kernel's own."""
+
+    spectrum: Spectrum
+
+    def apply(self, found: np.ndarray, columns: Interval) -> None:
+        """Filter frequencies in place: the last axis is a part along, the one before all down."""
+        for part in self.spectrum.blocks(columns):
+            _own(found, self.spectrum, part, columns)[...] /= self.spectrum.block(part)
+
+
+@dataclass(frozen=True, eq=False)
+class Wiener:
+    """conj(H) / (|H|² + N/S): noise of power N, signal of power S, the least error in the mean.
+
+    Source: N. Wiener 1949; R. C. Gonzalez, R. E. Woods, "Digital Image Processing", chapter 5.8.
+    """
+
+    spectrum: Spectrum
+    supposed: Model
+
+    def apply(self, found: np.ndarray, columns: Interval) -> None:
+        """Filter frequencies in place: the last axis is a part along, the one before all down."""
+        count = prod(line.size for line in self.spectrum.lines if line is not None)
+        rows = np.arange(self.spectrum.shape[0])
+        for part in self.spectrum.blocks(columns):
+            passed = self.spectrum.block(part)
+            signal = self.supposed.signal(self.spectrum.radii(rows, np.arange(*part)))
+            if part.start == 0:
+                signal[0, 0] += self.supposed.constant * count
+            whole = np.square(np.abs(passed))
+            with np.errstate(divide="ignore", invalid="ignore"):
+                whole += np.where(signal > 0, self.supposed.noise / signal, np.inf)
+            passed = np.conj(passed, out=passed)
+            # A frequency that is lost, where there is no noise either, is 0.
+            np.divide(passed, whole, out=passed, where=whole > 0)
+            _own(found, self.spectrum, part, columns)[...] *= passed
+
+
+def _own(found: np.ndarray, spectrum: Spectrum, part: Interval, columns: Interval) -> np.ndarray:
+    """Of a part of the frequencies along; all columns, where these are no frequencies."""
+    return found if spectrum.lines[1] is None else found[..., part.start - columns.start : part.stop - columns.start]
+
+
+@dataclass(frozen=True, eq=False)
+class Filtered:
+    """What is filtered, how, and where it goes."""
+
+    source: Source
+    planes: Planes
+    dtype: np.dtype
+    filter: Inverse | Wiener
+
+    @property
+    def lines(self) -> tuple[Line | None, Line | None]:
+        """How both axes are transformed."""
+        return self.filter.spectrum.lines
+
+    @property
+    def passes(self) -> int:
+        """Times that numbers are gone through."""
+        return 3 if None not in self.lines else 1
+
+    @property
+    def _kept(self) -> tuple[int, np.dtype]:
+        """Frequencies along that are between phases, and their type."""
+        along = self.lines[1]
+        return (self.planes.size[1], np.dtype(np.float64)) if along is None else (along.bins, along.dtype)
+
+    def between_bytes(self, sizes: Sizes) -> int:
+        """Of a group's array between phases."""
+        if None in self.lines:
+            return 0
+        bins, dtype = self._kept
+        width = min(sizes.columns, bins)
+        return prod(sizes.lead) * self.planes.channels * ceil(bins / width) * width * self.planes.size[0] * dtype.itemsize
+
+    def groups(self, sizes: Sizes) -> _Groups:
+        """Phases for each group of planes."""
+        return _Groups(self, sizes)
+
+    def phases(self, lead: tuple[Interval, ...], sizes: Sizes) -> list[Phase]:
+        """Of one group."""
+        height, width = self.planes.size
+        down, along = self.lines
+        rows = [Interval(top, min(top + sizes.rows, height)) for top in range(0, height, sizes.rows)]
+        if down is None:
+            return [Phase([partial(self._rows, Part(lead, part, Interval(0, width))) for part in rows], None, self.dtype)]
+        if along is None:
+            bands = [Interval(left, min(left + sizes.columns, width)) for left in range(0, width, sizes.columns)]
+            return [Phase([partial(self._columns, Part(lead, Interval(0, height), part)) for part in bands], None, self.dtype)]
+        lanes, (bins, dtype) = self.planes.lanes(lead), self._kept
+        wide = min(sizes.columns, bins)
+        blocks = [Interval(left, min(left + wide, bins)) for left in range(0, bins, wide)]
+        made = lanes, len(blocks), height, wide
+        wholes = [Part(lead, part, Interval(0, width)) for part in rows]
+        return [
+            Phase([partial(self._forward, part, blocks) for part in wholes], made, dtype),
+            Phase(
+                [partial(self._middle, lane, place, part) for lane in range(lanes) for place, part in enumerate(blocks)], made, dtype, True
+            ),
+            Phase([partial(self._backward, part, blocks) for part in wholes], None, self.dtype),
+        ]
+
+    def _signal(self, part: Part) -> np.ndarray:
+        shape = self.planes.lanes(part.lead), part.rows.length, part.columns.length
+        raw = np.empty(shape, self.source.dtype)
+        self.planes.read(self.source, part, raw)
+        return raw.astype(np.float64, copy=False)
+
+    def _write(self, sink: Sink, part: Part, signal: np.ndarray) -> None:
+        written = signal
+        if signal.dtype != self.dtype:
+            written = np.empty(signal.shape, self.dtype)
+            for own, out in zip(signal, written, strict=True):
+                converted(own, out)
+        self.planes.write(sink, part, np.ascontiguousarray(written))
+
+    def _rows(self, part: Part, given: Source | None, sink: Sink) -> None:
+        line = self.lines[1]
+        assert line is not None
+        found = line.forward(self._signal(part), 2)
+        self.filter.apply(found, Interval(0, line.bins))
+        made = line.backward(found, 2)
+        del found
+        self._write(sink, part, made)
+
+    def _columns(self, part: Part, given: Source | None, sink: Sink) -> None:
+        line = self.lines[0]
+        assert line is not None
+        found = line.forward(self._signal(part), 1)
+        self.filter.apply(found, Interval(0, 1))
+        made = line.backward(found, 1)
+        del found
+        self._write(sink, part, made)
+
+    def _forward(self, part: Part, blocks: Sequence[Interval], given: Source | None, sink: Sink) -> None:
+        line = self.lines[1]
+        assert line is not None
+        found = line.forward(self._signal(part), 2)
+        for box, own in _pieces(part.rows, blocks, len(found)):
+            sink.write(box, found[:, None, :, own])
+
+    def _middle(self, lane: int, place: int, columns: Interval, given: Source, sink: Sink) -> None:
+        line = self.lines[0]
+        assert line is not None
+        block = np.empty((1, 1, line.size, columns.length), self._kept[1])
+        box = Interval(lane, lane + 1), Interval(place, place + 1), Interval(0, line.size), Interval(0, columns.length)
+        given.read(box, block)
+        found = line.forward(block[0, 0], 0)
+        self.filter.apply(found, columns)
+        made = line.backward(found, 0)
+        sink.write(box, made[None, None])
+
+    def _backward(self, part: Part, blocks: Sequence[Interval], given: Source, sink: Sink) -> None:
+        line = self.lines[1]
+        assert line is not None
+        lanes = self.planes.lanes(part.lead)
+        found = np.empty((lanes, part.rows.length, line.bins), line.dtype)
+        for box, own in _pieces(part.rows, blocks, lanes):
+            given.read(box, found[:, None, :, own])
+        made = line.backward(found, 2)
+        del found
+        self._write(sink, part, made)
+
+    def task_bytes(self, sizes: Sizes, sink: Sink) -> int:
+        """Bytes that a task holds at most."""
+        down, along = self.lines
+        height, width = self.planes.size
+        lanes = prod(sizes.lead) * self.planes.channels
+        spectrum = self.filter.spectrum
+        lead = tuple(Interval(0, count) for count in sizes.lead)
+        rows, columns = Interval(0, min(sizes.rows, height)), Interval(0, width)
+        if along is None:
+            rows, columns = Interval(0, height), Interval(0, min(sizes.columns, width))
+        box = self.planes.box(Part(lead, rows, columns))
+        numbers = lanes * rows.length * columns.length
+        ends = self.source.scratch_bytes(box), sink.scratch_bytes(box)
+        raw = 0 if self.source.dtype == np.float64 else self.source.dtype.itemsize
+        out = 0 if self.dtype == np.float64 else self.dtype.itemsize
+        if down is None or along is None:
+            line = along or down
+            assert line is not None
+            kept = lanes * (rows.length if down is None else columns.length) * line.bins * line.dtype.itemsize
+            most = max(numbers * (8 + raw), numbers * 8 + (0 if line.real else kept), numbers * (8 + out))
+            return most + max(ends) + spectrum.scratch_bytes() + line.scratch_bytes() + TASK_BYTES
+        bins, dtype = self._kept
+        wide = lanes * rows.length * bins * dtype.itemsize
+        files = 2 * RAW_SCRATCH if sizes.between == "files" else 0
+        forward = max(numbers * (8 + raw), numbers * 8 + (0 if along.real else wide)) + max(ends[0], files) + along.scratch_bytes()
+        backward = max((numbers * 8 if not along.real else 0) + wide, numbers * (8 + out)) + max(ends[1], files) + along.scratch_bytes()
+        middle = height * min(sizes.columns, bins) * dtype.itemsize + spectrum.scratch_bytes() + down.scratch_bytes() + files
+        return max(forward, backward, middle) + TASK_BYTES
+
+    def peak_bytes(self, sizes: Sizes, sink: Sink) -> int:
+        """Bytes held at once."""
+        between = self.between_bytes(sizes)
+        task = self.task_bytes(sizes, sink)
+        each = between + task if sizes.between == "task" else task
+        return sizes.workers * each + (between if sizes.between == "memory" else 0) + self.filter.spectrum.held_bytes
+
+    def ways(self, workers: int, sink: Sink, filed: bool, most_between: int) -> Iterator[Sizes]:
+        """Sizes to try, the best first: whole planes a task, a plane in memory, planes in files; ever smaller."""
+        lead, *grain = self.planes.grain(sink.grain)
+        lead = tuple(min(own, size) for own, size in zip(lead, self.planes.shape, strict=False))
+        height, width = self.planes.size
+        together = self._together(lead, height * width * self.planes.channels)
+        if None in self.lines:
+            kinds: list[tuple[Between, tuple[int, ...]]] = [("files" if filed else "memory", together)]
+        else:
+            kinds = [("memory", lead)]
+            if prod(self.planes.shape[: self.planes.lead]) // max(prod(together), 1) >= workers:
+                kinds.insert(0, ("task", together))
+            if filed:
+                # In memory, what was done is lost with the process: only where that is little.
+                kinds = [one for one in kinds if self.between_bytes(Sizes("memory", 1, one[1], 1, width)) <= most_between]
+                kinds.append(("files", lead))
+        for between, lead in kinds:
+            for own in fewer(workers):
+                for size in _halvings(1 << (21 if between == "files" else 20), 1 << 16):
+                    yield Sizes(between, own, lead, *self._cut(size, prod(lead) * self.planes.channels, own, (grain[0], grain[1])))
+
+    def _cut(self, numbers: int, lanes: int, workers: int, grain: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of a task that goes through so many numbers: whole grains, and enough tasks for all workers."""
+        height, width = self.planes.size
+        rows = min(numbers // (lanes * width), ceil(height / workers))
+        columns = min(numbers // height, ceil(self._kept[0] / workers))
+        step = 1
+        if self.lines[1] is None:
+            step = max(grain[1], self.planes.step)
+            columns = min(numbers // (height * lanes), ceil(width / workers))
+        found = max(rows // grain[0], 1) * grain[0], max(columns // step, 1) * step
+        return min(found[0], height), min(found[1], width)
+
+    def _together(self, written: tuple[int, ...], numbers: int) -> tuple[int, ...]:
+        """Small planes, several at once along the last leading axis."""
+        if not written:
+            return written
+        more = max(GROUP_NUMBERS // max(numbers * prod(written), 1), 1) * written[-1]
+        return (*written[:-1], min(more, ceil(self.planes.shape[len(written) - 1] / written[-1]) * written[-1]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Groups(Sequence[Any]):
+    """Phases of each group, made when they are asked for."""
+
+    made: Filtered
+    sizes: Sizes
+
+    @cached_property
+    def _leads(self) -> list[tuple[Interval, ...]]:
+        return list(self.made.planes.leads(self.sizes.lead))
+
+    def __len__(self) -> int:
+        return len(self._leads)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.made.phases(self._leads[place], self.sizes)
+
+
+def _pieces(rows: Interval, blocks: Sequence[Interval], lanes: int) -> Iterator[tuple[tuple[Interval, ...], slice]]:
+    """Where rows of each block lie between phases, (lane, block, row, column), and among all columns."""
+    for place, block in enumerate(blocks):
+        yield (Interval(0, lanes), Interval(place, place + 1), rows, Interval(0, block.length)), slice(block.start, block.stop)
+
+
+def _halvings(most: int, least: int) -> list[int]:
+    found = [most]
+    while found[-1] > least:
+        found.append(found[-1] // 2)
+    return found
