@@ -75,7 +75,10 @@ def convolve(
     The result is fp32 (float64 where sums are), or `dtype`, whole numbers rounded to the nearest. It is an array (or what was given as
     `out`), or the path in `out`, which appears when it is whole; after an interruption the same call goes on, to the same bits.
 
-    The budget bounds what the job holds at once: rows that are read, what is made, work space, and an output that it makes in memory.
+    `workers` is a number of threads, or the address of a Dask scheduler, as "tcp://127.0.0.1:8786": its workers then read and write the
+    files, which they see under the same names.
+
+    The budget bounds what is held at once, by all workers together: rows that are read, what is made, work space, and an output in memory.
     Raises `DoesNotFit` with the least budget that would do, and `InputError` for what cannot be read, written or meant.
     """
     options = Options(budget, workers, overwrite, restart, progress)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 1 << 20
 """Of rows, or of columns, that are transformed together: they stay in the second-level cache."""
-MAPPED_FROM = 4 << 20
+MAPPED_FROM = 2 << 20
 """Bytes from which on freed memory leaves the process while tiles are transformed: torch takes blocks inside its transforms, and new pages
 for each would double the time."""
 LEAST_TOGETHER = 8
@@ -137,9 +137,10 @@ class OverlapSave:
         return min(rows, self.tile[0]), min(columns, self.tile[1] // 2 + 1)
 
     def scratch_bytes(self, rows: int, columns: int) -> int:
-        """The tile's spectrum, blocks that are transformed, and as much again inside the transforms."""
+        """The tile's spectrum, blocks that are transformed, as much again inside the transforms, and what the C library keeps of both."""
         item, (lines, turned) = self.dtype.itemsize, self.together
-        return self.held_bytes + 4 * lines * (self.tile[1] + 2) * item + 4 * turned * self.tile[0] * 2 * item
+        along, across = lines * (self.tile[1] + 2) * item, turned * self.tile[0] * 2 * item
+        return self.held_bytes + 4 * (along + across) + min(4 * (along + across), 2 * MAPPED_FROM)
 
     @property
     def held_bytes(self) -> int:

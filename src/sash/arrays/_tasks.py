@@ -11,7 +11,6 @@ from functools import partial
 from math import prod
 from pathlib import Path
 from threading import Barrier, local
-from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,6 @@ from sash.arrays._store import Sink
 from sash.arrays._turns import run_in_turn
 from sash.errors import DoesNotFit
 from sash.units import format_bytes
-
-_NOTED_S = 1.0
-"""Seconds between notes of what is done: each waits for the disk."""
 
 MOST_TASK_BYTES = 16 << 20
 """Of output that a task makes, as a rule: more would make progress coarse and an interruption dear."""
@@ -136,43 +132,33 @@ def run_tasks(
     written_bytes: int,
     progress: bool | None,
     done: Collection[int] = (),
-    note: Callable[[list[int]], None] | None = None,
+    note: Callable[[int], None] | None = None,
     apart: Callable[[list[int], Callable[[int], None]], None] | None = None,
 ) -> None:
-    """Run the tasks that are not done; `note` is told, now and then and at the end or a failure, which have ended since.
+    """Run the tasks that are not done; `note` is told each one that has ended.
 
     `apart` runs them elsewhere, by their numbers, and tells a function each one that has ended.
     """
     left = [number for number in range(len(tasks)) if number not in done]
-    ended, last = list[int](), monotonic()
     with showing(progress, told, written_bytes) as tick:
         share = written_bytes / max(len(tasks), 1)
         tick(share * (len(tasks) - len(left)))
 
         def end(number: int) -> None:
-            nonlocal last
-            ended.append(number)
             tick(share)
-            if note is not None and monotonic() - last >= _NOTED_S:
-                note(ended)
-                ended.clear()
-                last = monotonic()
+            if note is not None:
+                note(number)
 
-        try:
-            if apart is not None:
-                apart(left, end)
-            else:
-                with single_threaded(workers) as pool:
-                    run_in_turn(pool, [tasks[number] for number in left], 2 * workers, lambda place: end(left[place]))
-        finally:
-            if note is not None and ended:
-                note(ended)
+        if apart is not None:
+            apart(left, end)
+            return
+        with single_threaded(workers) as pool:
+            run_in_turn(pool, [tasks[number] for number in left], 2 * workers, lambda place: end(left[place]))
 
 
-def _note(sink: Sink, journal: Journal, numbers: list[int]) -> None:
+def _note(sink: Sink, journal: Journal, number: int) -> None:
     sink.flush()
-    for number in numbers:
-        journal.done(number)
+    journal.done(number)
 
 
 @contextmanager
