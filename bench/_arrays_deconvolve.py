@@ -55,7 +55,8 @@ def expected(index: int, side: int) -> dict[str, Any]:
 
     rng = np.random.default_rng([11, index])
     sigma, slope = float(rng.uniform(0.6, 1.6)), float(rng.uniform(0.6, 1.6))
-    noise, boundary = float(10 ** rng.uniform(-10, -2)), str(rng.choice(["wrap", "reflect", "mirror"]))
+    noise = float(10 ** rng.uniform(-10, -2))
+    boundary: Any = str(rng.choice(["wrap", "reflect", "mirror"]))
     method, stated = str(rng.choice(["auto", "inverse", "wiener"])), bool(rng.random() < 0.7)
     exact = signal(rng, side, slope)
     blurred = arrays.convolve(exact, gaussian(sigma), boundary=boundary, tolerance=1e-13)

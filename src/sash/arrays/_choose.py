@@ -94,8 +94,15 @@ def job_seconds(job: Job, cuts: Iterable[Cut], rates: ArrayRates) -> float:
         seconds = planes * stage_seconds(stage, rates) * _again(stage, cut)
         # A last round in which only some have work takes as long as another.
         turns = ceil(tasks / cut.workers) * cut.workers / tasks
-        total += seconds * turns / cut.workers
+        total += seconds * turns / cut.workers + _once_s(stage, rates)
     return total
+
+
+def _once_s(stage: Stage, rates: ArrayRates) -> float:
+    """What one thread does before the others can begin: a kernel's transform, the way there of a tile's way there and back."""
+    if not isinstance(stage, OverlapSave):
+        return 0.0
+    return prod(stage.tile) * _transform_s(stage.tile, "f32" if stage.dtype == np.float32 else "f64", rates) / 2
 
 
 def _least_seconds(job: Job | None, threads: int, rates: ArrayRates) -> float:
