@@ -19,9 +19,6 @@ from sash.window import Interval, Window
 _BLOCK = 1 << 17
 """Samples that are transformed together: half a MiB of fp32, and as much of spectra, eight times over. More are no faster."""
 _MOST_FRAMES = 4096
-_KEPT = 8
-"""Times that glibc grows a thread's memory by a block of torch's that is allocated, aligned, and freed over and over: the scrap before it
-goes to a cache of seven, and until that is full the block's place is too short for the next one."""
 _SMOOTH = (2, 3, 5, 7, 11, 13)
 """Prime factors of the lengths that MKL transforms in place of longer ones."""
 
@@ -160,11 +157,11 @@ class Frames:
         transform's last bits may depend on its place among others."""
         return block_of(self.size, self.window.stride, self.count)
 
-    def spectra_bytes(self, converted: bool) -> int:
-        """Of `spectra`."""
+    def spectra_bytes(self, converted: bool, kept: int) -> int:
+        """Of `spectra`, where so many blocks are there at once."""
         item = self.taps.dtype.itemsize
         run = (self.block - 1) * self.window.stride + self.size
-        return transform_bytes(self.block, self.size, item) + (run * item if converted else 0)
+        return transform_bytes(self.block, self.size, item, kept) + (run * item if converted else 0)
 
     def spectra(self, run: Callable[[Interval], np.ndarray], part: Interval, room: Room) -> Iterator[tuple[Interval, np.ndarray]]:
         """Blocks of frames and their spectra, (frame, bin), to be let go of before the next; `run` gives the samples of an interval.
@@ -215,7 +212,7 @@ def block_of(size: int, hop: int, count: int) -> int:
     return min(1 << (most.bit_length() - 1), 1 << (count - 1).bit_length())
 
 
-def transform_bytes(block: int, size: int, item: int, kept: int = _KEPT) -> int:
+def transform_bytes(block: int, size: int, item: int, kept: int) -> int:
     """Frames, their spectra as torch allocates them, of `kept` blocks, and what MKL takes for one transform: 2.2 times its length,
     measured, and more for large prime factors, which it goes round by a longer transform."""
     return block * (size + kept * 2 * (size // 2 + 1)) * item + (3 if _is_smooth(size) else 32) * size * item + (1 << 16)

@@ -21,13 +21,11 @@ from sash.arrays._resynthesis import Inverse, inverse_of, synthesize
 from sash.arrays._running import Options
 from sash.arrays._store import Sink, open_sink, open_source
 from sash.arrays._tasks import MOST_TASK_BYTES, TURNS, Cut, Room, does_not_fit, fewer, longest, run_job
-from sash.arrays._written import TASK_BYTES, chunks_of, output_kind, write_bytes
+from sash.arrays._written import KEPT, KEPT_APART, MAPPED_FROM, TASK_BYTES, chunks_of, output_kind, write_bytes
 from sash.heap import blocks_given_back
 from sash.window import Interval
 
 _WRITTEN = (".zarr", ".npy", ".wav")
-_MAPPED_FROM = 256 << 10
-"""Bytes from which on what a task frees leaves the process: glibc kept up to twenty of torch's blocks a worker."""
 _CHUNKS_READ = 4
 """Chunks of frames that a task reads, where the budget allows: the frames before a task's first are read by two."""
 
@@ -133,7 +131,7 @@ class _Work:
     def run(self) -> Any:
         """The signal."""
         written = self.written_bytes
-        with blocks_given_back(_MAPPED_FROM):
+        with blocks_given_back(MAPPED_FROM):
             return run_job(self.told, self.out, self._facts, self._open, self._tasks, self.cut.workers, written, self.options)
 
     def _tasks(self, sink: Sink) -> list[Callable[[], None]]:
@@ -181,8 +179,7 @@ def _cut(inverse: Inverse, out: Any, options: Options, told: str) -> Cut:
     held = inverse.source.held_bytes + 3 * inverse.taps.nbytes + 2 * inverse.sums.nbytes
     held *= seats.processes
     held += prod(inverse.shape) * item if kind == "" else 0
-    # Processes of a cluster give nothing back before they end.
-    kept = 2 if options.address is None else 20
+    kept = KEPT if options.address is None else KEPT_APART
     own = transform_bytes(block, size, item, kept) + block * 2 * inverse.bins * item + TASK_BYTES
 
     def taken(length: int, chunk: int) -> int:

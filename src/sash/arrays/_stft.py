@@ -23,8 +23,9 @@ from sash.arrays._spectra import Made, Output, made_of
 from sash.arrays._spectrogram import Picture
 from sash.arrays._store import Sink, open_sink, open_source
 from sash.arrays._tasks import MOST_TASK_BYTES, TURNS, Cut, Room, does_not_fit, fewer, longest, run_job, run_tasks
-from sash.arrays._written import TASK_BYTES, by_frames, chunks_of, output_kind, write_bytes
+from sash.arrays._written import KEPT, KEPT_APART, MAPPED_FROM, TASK_BYTES, by_frames, chunks_of, output_kind, write_bytes
 from sash.errors import InputError
+from sash.heap import blocks_given_back
 from sash.window import Interval
 
 
@@ -176,18 +177,11 @@ class _Work:
 
     def run(self) -> Any:
         """The output."""
-        if self.picture is not None:
-            return self._draw(self.picture)
-        return run_job(
-            self.told,
-            self.out,
-            self._facts,
-            self._open,
-            self._tasks,
-            self.cut.workers,
-            self.written_bytes,
-            self.options,
-        )
+        written = self.written_bytes
+        with blocks_given_back(MAPPED_FROM):
+            if self.picture is not None:
+                return self._draw(self.picture)
+            return run_job(self.told, self.out, self._facts, self._open, self._tasks, self.cut.workers, written, self.options)
 
     def _tasks(self, sink: Sink | Picture) -> list[Callable[[], None]]:
         room = Room()
@@ -287,11 +281,8 @@ def _cut(lanes: Lanes, frames: Frames, made: Made, out: Any, kind: str, options:
     held += lanes.count * made.rows * count * item if kind == "" else 0
     held += picture.held_bytes + 5 * prod(picture.shape) if picture is not None else 0
     in_memory = lanes.table is not None
-    own = (
-        frames.spectra_bytes(lanes.source.dtype != lanes.dtype or (lanes.table is not None and frames.copied(lanes.table)))
-        + frames.bins * item
-        + TASK_BYTES
-    )
+    copied = lanes.source.dtype != lanes.dtype or (lanes.table is not None and frames.copied(lanes.table))
+    own = frames.spectra_bytes(copied, KEPT if options.address is None else KEPT_APART) + frames.bins * item + TASK_BYTES
     own += 0 if direct and picture is None else (3 if picture is not None else 1) * frames.block * made.rows * item
 
     def taken(together: int, length: int, chunk: int) -> int:
