@@ -312,3 +312,14 @@ def test_a_ring_reads_every_row_once_and_never_needs_more_room(runs, window, ord
     wanted = np.unique(np.concatenate(needs))
     assert (seen[wanted] == 1).all()
     assert seen.sum() == len(wanted)
+
+
+@pytest.mark.parametrize("sides", [(300, 900), (100, 1000)])
+def test_tasks_that_lie_beyond_the_plane_are_the_fill(tmp_path, sides):
+    array = RNG.random(sides)
+    np.save(tmp_path / "in.npy", array)
+    told = {"boundary": "constant", "method": "multirate", "tolerance": 1e-12}
+    with pytest.raises(DoesNotFit) as caught:
+        arrays.blur(tmp_path / "in.npy", 20, tmp_path / "out.npy", budget=1, **told)
+    arrays.blur(tmp_path / "in.npy", 20, tmp_path / "out.npy", budget=caught.value.least_bytes, **told)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), arrays.blur(array, 20, **told))

@@ -153,7 +153,7 @@ class _Around:
         source, lead = self._pass.source, self._group[0].lead
         lanes = self._pass.read.lanes(lead)
         most = max(self.needs, key=len)
-        box = self._pass.read.box(Part(lead, Interval(0, len(most)), self.held[0]))
+        box = self._pass.read.box(Part(lead, Interval(0, len(most)), self.held[0] if self.held else Interval(0, 0)))
         ring = lanes * most_rows(self.needs, self._height, window) * self.width * source.dtype.itemsize
         return ring + window * source.scratch_bytes(box) + 4 * 8 * self._height
 
@@ -186,13 +186,14 @@ class _Around:
         if ring is None:
             return lambda lane: Near(table[lane], rows, self._columns, (before, inside.start, inside.length), self._pass.fill)
         slots, needed = ring.slots(task), self.needs[task]
-        lent = np.where(rows < 0, rows, slots[np.searchsorted(needed, rows).clip(0, len(needed) - 1)])
+        # All of a task may lie beyond the plane: then it reads no rows, or no columns.
+        lent = np.where(rows < 0, rows, slots[np.searchsorted(needed, rows).clip(0, len(needed) - 1)]) if len(needed) else rows
         columns, first = np.full(len(self._columns), -1, np.int64), 0
         for run in self.held:
             there = (self._columns >= run.start) & (self._columns < run.stop)
             columns[there] = self._columns[there] - run.start + first
             first += run.length
-        run = (before, inside.start - self.held[0].start, inside.length)
+        run = (before, inside.start - self.held[0].start, inside.length) if self.held else (before, 0, 0)
         return lambda lane: Near(table[lane], lent, columns, run, self._pass.fill)
 
 
