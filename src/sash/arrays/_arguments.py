@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sash.arrays._planes import planes_of
 from sash.arrays._store import Source, open_source
 from sash.errors import InputError
 from sash.units import format_shape
@@ -61,6 +62,20 @@ def as_given(source: Any, made: Any) -> Any:
 
         return torch.from_numpy(made)
     return made
+
+
+def check_kernel_axes(kernel: np.ndarray, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
+    """Raises `InputError` for axes that a kernel does not go along."""
+    if len(axes) != kernel.ndim or len(planes_of(shape, axes)) != 1:
+        raise InputError(
+            f"the kernel has {kernel.ndim} axes, and goes along axes {axes} of {format_shape(shape)}; "
+            "give as many, neighbours in order, and last or before channels."
+        )
+
+
+def of_two_axes(kernel: np.ndarray, shape: tuple[int, ...], axes: tuple[int, ...]) -> np.ndarray:
+    """A kernel of one axis as one of planes: along rows where it goes along the array's last axis, else along columns."""
+    return kernel if kernel.ndim == 2 else kernel[None] if axes[0] == len(shape) - 1 else kernel[:, None]
 
 
 def kernel_taps(kernel: Any) -> np.ndarray:

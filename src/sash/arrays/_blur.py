@@ -133,9 +133,7 @@ def _ways(
             "filters": [f"{one.step}/{one.degree}" if isinstance(one, Multirate) else "direct" for one in picked.values()],
             "dtype": written.name,
         }
-        found.append(
-            Way(name, Job(told, name, _steps(source.shape, picked, work, boundary), written, error, (), facts, float(fill)), error)
-        )
+        found.append(Way(name, Job(told, name, _steps(source.shape, picked, work, boundary), written, error, facts, float(fill)), error))
     return found
 
 

@@ -161,7 +161,7 @@ def _overheads() -> dict[str, float]:
     step = Step(stage, planes, planes)
 
     def seconds(passes: int) -> float:
-        job = Job("blur", "direct", (step,) * passes, stage.dtype, 0.0, (), {})
+        job = Job("blur", "direct", (step,) * passes, stage.dtype, 0.0, {})
         taken = []
         for _ in range(SMALL):
             start = time.perf_counter()

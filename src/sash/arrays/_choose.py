@@ -11,7 +11,7 @@ import numpy as np
 
 from sash.arrays._fir import GROUP
 from sash.arrays._gaussian import Direct, Filter
-from sash.arrays._job import Job, Planned, plan_job
+from sash.arrays._job import Job, Planned, Step, plan_job
 from sash.arrays._overlap_save import OverlapSave
 from sash.arrays._pass import Cut
 from sash.arrays._plan import Method
@@ -44,13 +44,13 @@ def quickest(ways: Iterable[Way], source: Source, out: Any, options: Options, me
     lost: list[Way] = []
     threads = options.seats(source, out).threads
     told: set[str] = set()
-    best = float("inf")
+    least_s = float("inf")
     for bound, way in sorted(((_least_seconds(way.job, threads, rates), way) for way in ways), key=lambda one: one[0]):
         if way.job is None:
             lost.append(way)
             continue
         # What cannot be quicker than what fits is planned only to be told.
-        if bound >= best and way.name in told:
+        if bound >= least_s and way.name in told:
             continue
         try:
             planned = plan_job(way.job, source, out, options)
@@ -60,7 +60,7 @@ def quickest(ways: Iterable[Way], source: Source, out: Any, options: Options, me
             fitting.append((job_seconds(way.job, planned.cuts, rates), way, planned))
             told.add(way.name)
             if method in ("auto", way.name):
-                best = min(best, fitting[-1][0])
+                least_s = min(least_s, fitting[-1][0])
     able = [one for one in fitting if method in ("auto", one[1].name)]
     if not able:
         raise min((one for way, one in refused if method in ("auto", way.name)), key=lambda one: one.least_bytes)
@@ -88,7 +88,7 @@ def job_seconds(job: Job, cuts: Iterable[Cut], rates: ArrayRates) -> float:
     total = rates["job.s"] + (len(job.steps) - 1) * rates["pass.s"]
     for step, cut in zip(job.steps, cuts, strict=True):
         stage = step.stage
-        planes = prod(step.written.shape) // max(prod(stage.shape), 1)
+        planes = _planes(step)
         tall, wide = ceil(stage.shape[0] / cut.rows), ceil(stage.shape[1] / cut.columns)
         tasks = tall * wide * max(planes // max(prod(cut.lead), 1), 1)
         seconds = planes * stage_seconds(stage, rates) * _again(stage, cut)
@@ -109,8 +109,11 @@ def _least_seconds(job: Job | None, threads: int, rates: ArrayRates) -> float:
     """Before it is cut: no way of cutting is quicker."""
     if job is None:
         return float("inf")
-    planes = (prod(step.written.shape) // max(prod(step.stage.shape), 1) for step in job.steps)
-    return sum(count * stage_seconds(step.stage, rates) for count, step in zip(planes, job.steps, strict=True)) / threads
+    return sum(_planes(step) * stage_seconds(step.stage, rates) for step in job.steps) / threads
+
+
+def _planes(step: Step) -> int:
+    return prod(step.written.shape) // max(prod(step.stage.shape), 1)
 
 
 def _again(stage: Stage, cut: Cut) -> float:

@@ -13,7 +13,17 @@ from typing import Any, Literal
 import numpy as np
 from scipy.fft import next_fast_len
 
-from sash.arrays._arguments import as_given, axes_of, check_fill, check_numbers, kernel_taps, work_dtype, written_dtype
+from sash.arrays._arguments import (
+    as_given,
+    axes_of,
+    check_fill,
+    check_kernel_axes,
+    check_numbers,
+    kernel_taps,
+    of_two_axes,
+    work_dtype,
+    written_dtype,
+)
 from sash.arrays._border import Boundary, checked_boundary
 from sash.arrays._choose import Way, quickest, stage_seconds
 from sash.arrays._job import Job, Step, run_job
@@ -118,11 +128,7 @@ class _Asked:
             raise InputError(f"method is {self.method!r}; there are {', '.join(METHODS)}.")
         if not (isfinite(self.tolerance) and 1e-13 <= self.tolerance < 1):
             raise InputError(f"tolerance is {self.tolerance!r}; it is a share, from 1e-13 to below 1.")
-        if len(self.axes) != self.taps.ndim or len(planes_of(self.source.shape, self.axes)) != 1:
-            raise InputError(
-                f"the kernel has {self.taps.ndim} axes, and goes along axes {self.axes} of {format_shape(self.source.shape)}; "
-                "give as many, neighbours in order, and last or before channels."
-            )
+        check_kernel_axes(self.taps, self.source.shape, self.axes)
         for axis, taps in zip(self.axes, self.taps.shape, strict=True):
             if self.mode == "valid" and taps > self.source.shape[axis]:
                 raise InputError(
@@ -141,7 +147,7 @@ class _Asked:
     def kernel(self) -> np.ndarray:
         """For convolution, of two axes."""
         taps = self.taps[(slice(None, None, -1),) * self.taps.ndim] if self.correlate else self.taps
-        return taps if taps.ndim == 2 else taps[None] if self.axes[0] == len(self.source.shape) - 1 else taps[:, None]
+        return of_two_axes(taps, self.source.shape, self.axes)
 
     def geometry(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """The output planes' sides, and how many samples before its own an output's kernel begins."""
@@ -173,7 +179,7 @@ def _job(asked: _Asked, label: str, stage: Stage, error: float) -> Job:
         "dtype": written.name,
     }
     mapped = {"mapped_from": OVERLAP_MAPPED_FROM} if isinstance(stage, OverlapSave) else {}
-    return Job(told, label, (Step(stage, asked.planes, output),), written, error, (), facts, float(asked.fill), **mapped)
+    return Job(told, label, (Step(stage, asked.planes, output),), written, error, facts, float(asked.fill), **mapped)
 
 
 def _ways(asked: _Asked, rates: ArrayRates) -> Iterator[Way]:

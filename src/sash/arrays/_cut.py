@@ -6,6 +6,7 @@ from math import ceil
 
 from sash.arrays._pass import Cut, Pass
 from sash.arrays._planes import Part
+from sash.arrays._running import fewer
 from sash.arrays._store import Sink
 from sash.window import Interval
 
@@ -27,7 +28,7 @@ def cut(made: Pass, sink: Sink, room: int, workers: int) -> tuple[Cut | None, in
     """The quickest way to cut the pass within `room` bytes, None where there is none; and the bytes of that, or of the smallest."""
     best, cost, least = None, float("inf"), 0
     for columns in _halvings(made, sink):
-        for count in _fewer(workers):
+        for count in fewer(workers):
             found, taken = _tallest(made, sink, count, columns, room)
             least = taken if not least else min(least, taken)
             if found is not None and (dear := _cost(made, found)) < cost:
@@ -35,13 +36,6 @@ def cut(made: Pass, sink: Sink, room: int, workers: int) -> tuple[Cut | None, in
         if best is not None and best[0].workers == workers and cost * workers < WORTH:
             break
     return best or (None, least)
-
-
-def _fewer(workers: int) -> list[int]:
-    found = [workers]
-    while found[-1] > 1:
-        found.append(found[-1] // 2)
-    return found
 
 
 def _halvings(made: Pass, sink: Sink) -> list[int]:

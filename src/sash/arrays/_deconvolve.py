@@ -12,16 +12,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sash.arrays._arguments import as_given, axes_of, check_numbers, kernel_taps, written_dtype
+from sash.arrays._arguments import as_given, axes_of, check_kernel_axes, check_numbers, kernel_taps, of_two_axes, written_dtype
 from sash.arrays._border import Boundary, checked_boundary
 from sash.arrays._deconvolve_plan import MOST_CONDITION, Seen, fitted, verdicts
 from sash.arrays._diagonal import Condition, Line, Spectrum, condition, mirrored
 from sash.arrays._look import Data, Look
-from sash.arrays._phases import MAPPED_FROM, run_phases
+from sash.arrays._phases import run_phases
 from sash.arrays._plan import Method
 from sash.arrays._planes import Planes, planes_of
 from sash.arrays._region import Grid
-from sash.arrays._running import Options
+from sash.arrays._running import MAPPED_FROM, Options
 from sash.arrays._signal import Errors, errors, model
 from sash.arrays._spectral import Filtered, Inverse, Wiener
 from sash.arrays._store import Source, open_source
@@ -134,11 +134,7 @@ class _Asked:
             raise InputError("noise is for 'inverse' and 'wiener'; 'richardson-lucy' supposes counts, and stops after its iterations.")
         if not self.kernel.size or not self.kernel.any():
             raise InputError("all of the kernel's taps are 0, so that nothing of x is in the data; give one that is not.")
-        if len(self.axes) != self.kernel.ndim or len(planes_of(self.source.shape, self.axes)) != 1:
-            raise InputError(
-                f"the kernel has {self.kernel.ndim} axes, and goes along axes {self.axes} of {format_shape(self.source.shape)}; "
-                "give as many, neighbours in order, and last or before channels."
-            )
+        check_kernel_axes(self.kernel, self.source.shape, self.axes)
 
     @property
     def axes(self) -> tuple[int, ...]:
@@ -151,8 +147,7 @@ class _Asked:
     @property
     def taps(self) -> np.ndarray:
         """Of two axes."""
-        kernel = self.kernel
-        return kernel if kernel.ndim == 2 else kernel[None] if self.axes[0] == len(self.source.shape) - 1 else kernel[:, None]
+        return of_two_axes(self.kernel, self.source.shape, self.axes)
 
     @property
     def written(self) -> np.dtype:

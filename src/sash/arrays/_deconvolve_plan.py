@@ -15,11 +15,10 @@ from sash.arrays._diagonal import Condition
 from sash.arrays._foreseen import ForeseenSink, shards_for
 from sash.arrays._phases import Phase, Phased, Sizes
 from sash.arrays._plan import ArrayPlan, Method
-from sash.arrays._running import Options
+from sash.arrays._running import Options, does_not_fit
 from sash.arrays._signal import Errors, Model
 from sash.arrays._store import Sink, Source
-from sash.errors import DoesNotFit
-from sash.units import format_bytes, format_shape
+from sash.units import format_shape
 
 MOST_CONDITION = 1e15
 """Of a kernel that is inverted: above, nothing is left of the weakest frequencies in float64."""
@@ -106,11 +105,7 @@ def fitted(seen: Seen, source: Source, out: Any, options: Options) -> tuple[Phas
                 return _planned(seen, source, sizes, shards, budget, peak)
             least = peak if least is None else min(least, peak)
     assert least is not None
-    raise DoesNotFit(
-        f"{seen.told} holds {format_bytes(least)} at least, at {seen.method}; the budget is {format_bytes(budget)}."
-        + ("" if filed else " To a file, the output would not count: give `out`."),
-        least,
-    )
+    raise does_not_fit(seen.told, least, budget, not filed, seen.method)
 
 
 def _planned(

@@ -11,8 +11,8 @@ import numpy as np
 
 from sash.arrays._border import FILL, Boundary, places
 from sash.arrays._overlap import spread_taps, transform_size, whole
+from sash.arrays._room import Room
 from sash.arrays._store import Box, Source
-from sash.arrays._tasks import Room
 from sash.errors import InputError
 from sash.window import Interval, Window
 

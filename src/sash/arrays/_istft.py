@@ -14,14 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from sash.arrays._arguments import as_given
 from sash.arrays._frames import transform_bytes
 from sash.arrays._overlap import told_window
 from sash.arrays._plan import ArrayPlan, Method
 from sash.arrays._resynthesis import Inverse, inverse_of, synthesize
-from sash.arrays._running import Options
+from sash.arrays._room import Room, aligned
+from sash.arrays._running import MAPPED_FROM, Options, does_not_fit, fewer
 from sash.arrays._store import Sink, open_sink, open_source
-from sash.arrays._tasks import MOST_TASK_BYTES, TURNS, Cut, Room, does_not_fit, fewer, longest, run_job
-from sash.arrays._written import KEPT, KEPT_APART, MAPPED_FROM, TASK_BYTES, chunks_of, output_kind, write_bytes
+from sash.arrays._tasks import MOST_TASK_BYTES, TURNS, Cut, longest, run_job
+from sash.arrays._written import KEPT, KEPT_APART, TASK_BYTES, chunks_of, output_kind, write_bytes
 from sash.heap import blocks_given_back
 from sash.window import Interval
 
@@ -71,11 +73,7 @@ def istft(
         if plan_only:
             return work.plan
         result = work.run()
-    if out is None and hasattr(source, "detach"):
-        import torch
-
-        return torch.from_numpy(result)
-    return result
+    return as_given(source, result) if out is None else result
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +133,7 @@ class _Work:
             return run_job(self.told, self.out, self._facts, self._open, self._tasks, self.cut.workers, written, self.options)
 
     def _tasks(self, sink: Sink) -> list[Callable[[], None]]:
-        room = Room()
+        room = Room(aligned)
         return [partial(synthesize, self.inverse, sink, room, lane, part) for lane, part in self.parts]
 
     def _open(self, again: bool) -> Sink:

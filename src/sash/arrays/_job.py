@@ -8,6 +8,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,14 @@ from sash.arrays._foreseen import ForeseenSink, ForeseenSource, shards_for
 from sash.arrays._journal import Journal
 from sash.arrays._overlap_save import OverlapSave
 from sash.arrays._pass import Cut, Pass, run_pass, tasks_apart
-from sash.arrays._plan import ArrayPlan, Method
+from sash.arrays._plan import ArrayPlan
 from sash.arrays._planes import Part, Planes
-from sash.arrays._running import Options, showing
+from sash.arrays._running import MAPPED_FROM, Options, does_not_fit, showing
 from sash.arrays._stage import Stage
 from sash.arrays._store import Sink, Source, open_sink, open_source
 from sash.arrays._tasks import single_threaded
-from sash.errors import DoesNotFit, InputError
+from sash.errors import InputError
 from sash.heap import blocks_given_back
-from sash.units import format_bytes
-
-MAPPED_FROM = 256 << 10
-"""Bytes from which on what a task frees leaves the process: less would cost more in new pages than it keeps of a budget."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +49,6 @@ class Job:
     dtype: np.dtype
     """Of the output."""
     error: float
-    methods: tuple[Method, ...]
     facts: dict[str, Any]
     """What the output's bits depend on, beside the source: as JSON."""
     fill: float = 0.0
@@ -87,11 +83,7 @@ def plan_job(job: Job, source: Source, out: Any, options: Options) -> Planned:
     shards = shards_for(out, job.shape, job.dtype, budget, seats.threads)
     cuts, bytes_held = _cuts(job, source, out, budget, seats, shards)
     if cuts is None:
-        raise DoesNotFit(
-            f"{job.operation} holds {format_bytes(bytes_held)} at least, at {job.method}; the budget is {format_bytes(budget)}."
-            + ("" if filed else " To a file, the output would not count: give `out`."),
-            bytes_held,
-        )
+        raise does_not_fit(job.operation, bytes_held, budget, not filed, job.method)
     # A cluster holds more; it takes the way that threads would all the same, since another one's last bits differ.
     weighed = (_cuts(job, source, out, budget, Seats(seats.threads), shards)[0] if seats.apart else None) or cuts
     return Planned(job, weighed, cuts, shards, _told(job, source, cuts, budget, bytes_held, seats), seats)
@@ -120,27 +112,23 @@ def _cuts(
 def _told(job: Job, source: Source, cuts: tuple[Cut, ...], budget: int, peak: int, seats: Seats) -> ArrayPlan:
     last, found = job.steps[-1], cuts[-1]
     height, width = last.stage.shape
-    lanes = 1
-    for count in found.lead:
-        lanes *= count
-    tasks = sum(len(group) for made, one in zip(passes(job, source, False), cuts, strict=True) for group in made.groups(one))
-    size = int(np.prod(source.shape)) * source.dtype.itemsize
+    tasks = sum(made.count(one) for made, one in zip(passes(job, source, False), cuts, strict=True))
     return ArrayPlan(
         operation=job.operation + seats.told,
         method=job.method,
         shape=job.shape,
         dtype=job.dtype.name,
         tasks=tasks,
-        task_shape=(lanes * last.written.channels, min(found.rows, height), min(found.columns, width)),
+        task_shape=(prod(found.lead) * last.written.channels, min(found.rows, height), min(found.columns, width)),
         workers=found.workers,
         passes=len(job.steps),
         budget_bytes=budget,
         peak_bytes=peak,
-        read_bytes=size,
-        written_bytes=int(np.prod(job.shape)) * job.dtype.itemsize,
+        read_bytes=prod(source.shape) * source.dtype.itemsize,
+        written_bytes=prod(job.shape) * job.dtype.itemsize,
         wall_s=None,
         error=job.error,
-        methods=job.methods,
+        methods=(),
     )
 
 
@@ -186,7 +174,7 @@ def run_job(planned: Planned, source: Source, out: Any, options: Options) -> Any
         for place, one in enumerate(made):
             last = place == len(made) - 1
             given = one if place == 0 else replace(one, source=open_now.enter_context(_closing(open_source(scratch[place - 1]))))
-            count = sum(len(group) for group in given.groups(planned.taken[place]))
+            count = given.count(planned.taken[place])
             before = {number for number in done or () if first <= number < first + count}
             if not last and len(before) == count and scratch[place].exists():
                 tick(count)
@@ -236,7 +224,7 @@ def _run_apart(
     tick: Callable[[int], None],
 ) -> None:
     """A pass in other processes; tasks have the numbers that they have in this one."""
-    left = [number for number in range(len(made.groups(found))) if first + number not in before]
+    left = [number for number in range(made.count(found)) if first + number not in before]
 
     def ended(number: int) -> None:
         journal.done(first + number)

@@ -6,8 +6,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
-from math import prod
-from threading import local
+from math import ceil, prod
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from sash.arrays._border import places
 from sash.arrays._fir import converted
 from sash.arrays._planes import Part, Planes
 from sash.arrays._ring import Ring, most_rows
+from sash.arrays._room import Room, plain
 from sash.arrays._stage import Near, Stage
 from sash.arrays._store import Sink, Source
 from sash.arrays._turns import run_in_turn
@@ -62,6 +62,12 @@ class Pass:
         tops, bands = self._edges(cut)
         found = [[Part(lead, rows, columns) for rows in tops] for lead in self.written.leads(cut.lead) for columns in bands]
         return [[part] for group in found for part in group] if self.apart else found
+
+    def count(self, cut: Cut) -> int:
+        """How many tasks there are."""
+        tops, bands = self._edges(cut)
+        leads = (ceil(size / together) for size, together in zip(self.written.shape, cut.lead, strict=False))
+        return prod(leads) * len(tops) * len(bands)
 
     def _edges(self, cut: Cut) -> tuple[list[Interval], list[Interval]]:
         """Rows and columns of parts."""
@@ -170,7 +176,7 @@ class _Around:
             self._pass.read.read(self._pass.source, part, into[:, :, first : first + run.length])
             first += run.length
 
-    def rows_alone(self, kept: _Kept) -> _Rows:
+    def rows_alone(self, kept: Room) -> _Rows:
         """The rows of a group's first task, read now."""
         made, part, needed = self._pass, self._group[0], self.needs[0]
         table = kept.array("rows", (made.read.lanes(part.lead), len(needed), self.width), made.source.dtype)
@@ -208,21 +214,6 @@ class _Rows:
         return np.arange(self.table.shape[1])
 
 
-class _Kept(local):
-    """Arrays that a thread keeps from one task to the next: new memory takes the system as long as a short filter."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, np.ndarray] = {}
-
-    def array(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """An array of that shape, of whatever numbers; its memory is that of the last one of the name."""
-        nbytes = prod(shape) * dtype.itemsize
-        if name not in self._kept or self._kept[name].nbytes < nbytes:
-            self._kept.pop(name, None)
-            self._kept[name] = np.empty(nbytes, np.uint8)
-        return self._kept[name][:nbytes].view(dtype).reshape(shape)
-
-
 def _largest(parts: list[Interval], reads: Callable[[Interval], Interval]) -> list[Interval]:
     """The first and the last, which may reach beyond an end, and of those in the middle the one that reads most."""
     middle = len(parts) // 2
@@ -231,11 +222,11 @@ def _largest(parts: list[Interval], reads: Callable[[Interval], Interval]) -> li
 
 def tasks_apart(made: Pass, cut: Cut, sink: Sink) -> list[Callable[[], None]]:
     """All tasks, by number; each reads what it needs."""
-    kept = _Kept()
+    kept = Room(plain)
     return [partial(_alone, made, sink, kept, part) for group in made.groups(cut) for part in group]
 
 
-def _alone(made: Pass, sink: Sink, kept: _Kept, part: Part) -> None:
+def _alone(made: Pass, sink: Sink, kept: Room, part: Part) -> None:
     around = made.around([part])
     _Task(made, sink, around, 0, 0, part, around.rows_alone(kept), kept.array)()
 

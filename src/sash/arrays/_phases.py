@@ -20,9 +20,6 @@ from sash.arrays._store_sink import ArraySink, partial_of, remove
 from sash.arrays._turns import run_in_turn
 from sash.errors import InputError
 
-MAPPED_FROM = 256 << 10
-"""Bytes from which on what a task frees leaves the process, where the caller has `blocks_given_back`."""
-
 Task = Callable[[Any, Sink], None]
 """Writes a part of what its phase makes, from what the phase before it made (None for the first)."""
 Between = Literal["task", "memory", "files"]
@@ -50,14 +47,6 @@ class Sizes:
     lead: tuple[int, ...]
     rows: int
     columns: int
-
-
-def fewer(workers: int) -> list[int]:
-    """Numbers of workers to try, most first."""
-    found = [workers]
-    while found[-1] > 1:
-        found.append(found[-1] // 2)
-    return found
 
 
 @dataclass(frozen=True, eq=False)

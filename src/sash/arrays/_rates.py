@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
+from sash.arrays._running import processors
 from sash.cache import alone, forget, keep, kept_path, processor
 from sash.errors import InputError, SashError
 
@@ -128,7 +129,7 @@ def _here() -> tuple[str, str, int]:
     """Machine, versions, and threads."""
     machine = " ".join(f"{platform.machine()} {processor()} {os.cpu_count()} cores".split())
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("numba", "torch"))
-    return machine, versions, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return machine, versions, processors()
 
 
 def _named(named: str) -> ArrayRates:

@@ -10,8 +10,8 @@ import numpy as np
 
 from sash.arrays._frames import block_of
 from sash.arrays._overlap import LEAST, overlap_add, rows, spread_taps, told_window, transform_size, whole
+from sash.arrays._room import Room
 from sash.arrays._store import Box, Sink, Source
-from sash.arrays._tasks import Room
 from sash.errors import InputError
 from sash.window import Interval, Window
 

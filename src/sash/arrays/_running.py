@@ -15,8 +15,12 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 
 from sash.arrays._cluster import Seats, check_filed, is_address, seats_at
 from sash.arrays._store import Source
-from sash.errors import InputError
-from sash.units import parse_bytes
+from sash.errors import DoesNotFit, InputError
+from sash.units import format_bytes, parse_bytes
+
+MAPPED_FROM = 256 << 10
+"""Bytes from which on what a task frees leaves the process: less would cost more in new pages than it keeps of a budget. Of torch's blocks
+glibc kept up to twenty a worker."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,32 @@ class Options:
     def most_workers(self) -> int:
         """Threads of this process asked for, or one a processor; raises `InputError` for less than one, and for a cluster."""
         if self.workers is None:
-            return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            return processors()
         if self.address is not None:
             raise InputError(f"workers is {self.address!r}; this operation runs in threads of this process: give their number.")
         if isinstance(self.workers, bool) or not isinstance(self.workers, int) or self.workers < 1:
             raise InputError(f"workers is {self.workers!r}; give a whole number of threads from 1 on.")
         return self.workers
+
+
+def processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def fewer(workers: int) -> list[int]:
+    """Numbers of workers to try, most first."""
+    found = [workers]
+    while found[-1] > 1:
+        found.append(found[-1] // 2)
+    return found
+
+
+def does_not_fit(told: str, least: int, budget: int, in_memory: bool, method: str = "") -> DoesNotFit:
+    """What to say where even the smallest tasks hold too much."""
+    how = f", at {method}" if method else ""
+    also = " To a file, the output would not count: give `out`." if in_memory else ""
+    return DoesNotFit(f"{told} holds {format_bytes(least)} at least{how}; the budget is {format_bytes(budget)}.{also}", least)
 
 
 @contextmanager

@@ -16,8 +16,9 @@ import numpy as np
 from sash.arrays._diagonal import Line, Spectrum
 from sash.arrays._fir import converted
 from sash.arrays._foreseen import RAW_SCRATCH
-from sash.arrays._phases import Between, Phase, Sizes, fewer
+from sash.arrays._phases import Between, Phase, Sizes
 from sash.arrays._planes import Part, Planes
+from sash.arrays._running import fewer
 from sash.arrays._signal import Model
 from sash.arrays._store import Sink, Source
 from sash.window import Interval

@@ -14,16 +14,18 @@ from typing import Any
 
 import numpy as np
 
+from sash.arrays._arguments import as_given
 from sash.arrays._border import Boundary, checked_boundary
 from sash.arrays._frames import Frames, Lanes, frames_of
 from sash.arrays._overlap import told_window
 from sash.arrays._plan import ArrayPlan, Method
-from sash.arrays._running import Options
+from sash.arrays._room import Room, aligned
+from sash.arrays._running import MAPPED_FROM, Options, does_not_fit, fewer
 from sash.arrays._spectra import Made, Output, made_of
 from sash.arrays._spectrogram import Picture
 from sash.arrays._store import Sink, open_sink, open_source
-from sash.arrays._tasks import MOST_TASK_BYTES, TURNS, Cut, Room, does_not_fit, fewer, longest, run_job, run_tasks
-from sash.arrays._written import KEPT, KEPT_APART, MAPPED_FROM, TASK_BYTES, by_frames, chunks_of, output_kind, write_bytes
+from sash.arrays._tasks import MOST_TASK_BYTES, TURNS, Cut, longest, run_job, run_tasks
+from sash.arrays._written import KEPT, KEPT_APART, TASK_BYTES, by_frames, chunks_of, output_kind, write_bytes
 from sash.errors import InputError
 from sash.heap import blocks_given_back
 from sash.window import Interval
@@ -91,11 +93,7 @@ def stft(
         if plan_only:
             return work.plan
         result = work.run()
-    if out is None and hasattr(source, "detach"):
-        import torch
-
-        return torch.from_numpy(result)
-    return result
+    return as_given(source, result) if out is None else result
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +182,7 @@ class _Work:
             return run_job(self.told, self.out, self._facts, self._open, self._tasks, self.cut.workers, written, self.options)
 
     def _tasks(self, sink: Sink | Picture) -> list[Callable[[], None]]:
-        room = Room()
+        room = Room(aligned)
         return [partial(_task, self, sink, room, *part) for part in self.parts]
 
     def _open(self, again: bool) -> Sink:

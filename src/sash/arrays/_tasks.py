@@ -8,43 +8,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 from pathlib import Path
-from threading import Barrier, local
+from threading import Barrier
 from typing import Any
-
-import numpy as np
 
 from sash.arrays._cluster import Fixed, connected
 from sash.arrays._journal import Journal
 from sash.arrays._running import Options, showing
 from sash.arrays._store import Sink
 from sash.arrays._turns import run_in_turn
-from sash.errors import DoesNotFit
-from sash.units import format_bytes
 
 MOST_TASK_BYTES = 16 << 20
 """Of output that a task makes, as a rule: more would make progress coarse and an interruption dear."""
 TURNS = 4
 """Tasks for each worker, at least, where there is work for so many."""
-
-
-class Room(local):
-    """Arrays that a thread keeps from one task to the next: the C library would not put freed ones of several sizes together again."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, np.ndarray] = {}
-
-    def array(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """An array of that shape, of whatever numbers; its memory is that of the last one of the name."""
-        import torch
-
-        nbytes = prod(shape) * dtype.itemsize
-        if name not in self._kept or self._kept[name].nbytes < nbytes:
-            self._kept.pop(name, None)
-            # torch's memory begins at multiples of 64 bytes, which decides how, and to which last bits, MKL transforms.
-            self._kept[name] = torch.empty(nbytes, dtype=torch.uint8).numpy()
-        return self._kept[name][:nbytes].view(dtype).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -61,14 +38,6 @@ class Cut:
     peak_bytes: int
 
 
-def fewer(workers: int) -> list[int]:
-    """Numbers of workers to try, most first."""
-    found = [workers]
-    while found[-1] > 1:
-        found.append(found[-1] // 2)
-    return found
-
-
 def longest(unit: int, wanted: int, fits: Callable[[int], bool]) -> int | None:
     """The largest unit times a power of two, up to `wanted`, that fits; None where the unit itself does not."""
     if not fits(unit):
@@ -76,12 +45,6 @@ def longest(unit: int, wanted: int, fits: Callable[[int], bool]) -> int | None:
     while 2 * unit <= wanted and fits(2 * unit):
         unit *= 2
     return unit
-
-
-def does_not_fit(told: str, least: int, budget: int, in_memory: bool) -> DoesNotFit:
-    """What to say where the smallest cut is too large."""
-    also = " To a file, the output would not count: give `out`." if in_memory else ""
-    return DoesNotFit(f"{told} holds {format_bytes(least)} at least; the budget is {format_bytes(budget)}.{also}", least)
 
 
 def run_job(

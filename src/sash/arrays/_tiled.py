@@ -13,9 +13,10 @@ import numpy as np
 
 from sash.arrays._fir import converted
 from sash.arrays._foreseen import RAW_SCRATCH
-from sash.arrays._phases import Between, Phase, Sizes, fewer
+from sash.arrays._phases import Between, Phase, Sizes
 from sash.arrays._planes import Part, Planes
 from sash.arrays._region import Grid, Region
+from sash.arrays._running import fewer
 from sash.arrays._store import Sink, Source
 from sash.window import Interval
 

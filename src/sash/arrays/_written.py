@@ -17,8 +17,6 @@ _HALVINGS = 4
 """Times that a chunk is halved, at most, for a small budget: from there on other things take more."""
 TASK_BYTES = 1 << 20
 """What a task takes beside its arrays: its thread, and small things."""
-MAPPED_FROM = 256 << 10
-"""Bytes from which on what a task frees leaves the process: glibc kept up to twenty blocks of torch's a worker."""
 KEPT, KEPT_APART = 2, 20
 """Blocks of spectra a worker that are counted; the latter in processes of a cluster, where what is freed stays."""
 RAW_BYTES = 256 << 10
