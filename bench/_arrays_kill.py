@@ -162,7 +162,7 @@ def journaled(out: Path) -> int:
     """Tasks that the journal has, of whole lines; 0 without one."""
     journal = out.with_name(out.name + ".journal")
     lines = journal.read_bytes().split(b"\n")[:-1] if journal.exists() else []
-    return max(len(lines) - 1, 0)
+    return sum(line.isdigit() for line in lines)
 
 
 def digest(out: Path) -> str:

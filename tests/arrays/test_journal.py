@@ -2,6 +2,7 @@
 
 import pytest
 
+from sash.arrays import _journal
 from sash.arrays._journal import Journal
 from sash.errors import InputError
 
@@ -49,9 +50,63 @@ def test_a_line_that_was_cut_off_does_not_count_and_does_not_spoil_the_next(out,
     journal = written(out, [7, 12, 345])
     journal.path.write_bytes(journal.path.read_bytes()[:-lost])
     before = {7} if lost > 4 else {7, 12}
-    assert Journal(out, FACTS).begun(restart=False) == before
-    journal.done(6)
+    again = Journal(out, FACTS)
+    assert again.begun(restart=False) == before
+    again.begin()
+    again.done(6)
     assert Journal(out, FACTS).begun(restart=False) == before | {6}
+
+
+def test_since_another_boot_only_what_was_marked_counts(out, monkeypatch):
+    journal = written(out, [3, 0])
+    # Noted while what the first two wrote went to the disk: not among those that the mark is about.
+    journal.done(12)
+    journal.mark(2)
+    journal.done(5)
+    assert Journal(out, FACTS).begun(restart=False) == {0, 3, 5, 12}
+    monkeypatch.setattr(_journal, "boot", lambda: "another")
+    assert Journal(out, FACTS).begun(restart=False) == {0, 3}
+
+
+def test_a_later_mark_does_not_count_what_an_earlier_boot_lost(out, monkeypatch):
+    written(out, [3, 0, 12]).mark(1)
+    monkeypatch.setattr(_journal, "boot", lambda: "another")
+    again = Journal(out, FACTS)
+    assert again.begun(restart=False) == {3}
+    again.begin()
+    again.done(0)
+    again.mark(2)
+    again.done(7)
+    assert Journal(out, FACTS).begun(restart=False) == {0, 3, 7}
+    monkeypatch.setattr(_journal, "boot", lambda: "a third")
+    assert Journal(out, FACTS).begun(restart=False) == {0, 3}
+
+
+def test_after_a_refusal_of_the_disk_only_what_was_marked_counts(out):
+    journal = written(out, [3, 0])
+    journal.mark(1)
+    journal.lost()
+    journal.done(12)
+    assert Journal(out, FACTS).begun(restart=False) == {3}
+
+
+def test_where_the_system_does_not_tell_each_process_is_a_boot(monkeypatch, tmp_path):
+    monkeypatch.setattr(_journal, "_BOOT", tmp_path / "none")
+    _journal.boot.cache_clear()
+    try:
+        first = _journal.boot()
+        assert first == _journal.boot()
+        _journal.boot.cache_clear()
+        assert first != _journal.boot()
+    finally:
+        _journal.boot.cache_clear()
+
+
+def test_a_mark_of_more_than_there_is_ends_what_counts(out):
+    journal = written(out, [3])
+    journal.mark(2)
+    journal.done(4)
+    assert Journal(out, FACTS).begun(restart=False) == {3}
 
 
 def test_a_journal_without_a_whole_first_line_is_no_journal(out):

@@ -1,4 +1,4 @@
-"""Tasks on an existing Dask cluster: submitted one by one, few at a time, each idempotent, noted when what it wrote is on the disk.
+"""Tasks on an existing Dask cluster: submitted one by one, few at a time, each idempotent, noted when what it wrote outlasts its process.
 
 A job's fixed part (stage, taps, sources, where the output lies) is sent once and opened once in each process; a task is a number. Workers
 read the source and write the output themselves, so they see the same files under the same names. Nothing is tried again after an error,
@@ -29,6 +29,7 @@ from weakref import WeakSet, finalize
 
 import numpy as np
 
+from sash.arrays._journal import boot
 from sash.arrays._store import Sink, Source
 from sash.arrays._store_sink import Target, partial_of
 from sash.errors import InputError
@@ -159,7 +160,7 @@ class Cluster:
                 raise InputError(f"the worker {worker} has {', '.join(other)}, so its bits may differ; install the same versions there.")
 
     def run(self, told: str, fixed: Fixed, numbers: Iterable[int], at_once: int, ended: Callable[[int], None]) -> None:
-        """Run tasks by their numbers, at most so many at once. `ended` is told each one's, once what it wrote is on the disk.
+        """Run tasks by their numbers, at most so many at once. `ended` is told each one's, once what it wrote may be noted.
 
         What a task raises is raised here, once those at work have ended; others are not begun, and an interruption ends alike.
         """
@@ -170,7 +171,7 @@ class Cluster:
         left, client = iter(numbers), self._client
         # A result that can be made again, not scattered data, which would be lost with the worker that holds it.
         with config.set({_LARGE_GRAPH: "10 TiB"}):
-            shared = client.submit(Shared, _pickled(fixed), token, key=f"sash-fixed-{token}", pure=False)
+            shared = client.submit(Shared, _pickled(fixed), token, boot(), key=f"sash-fixed-{token}", pure=False)
         try:
             while True:
                 for number in _next(left, self._window(at_once) - len(running)):
@@ -241,8 +242,8 @@ _AGAIN = "What is done is noted; the same call goes on from there."
 class Shared:
     """A run's fixed part in a worker's process: opened at the first task there, closed when the run lets go of it."""
 
-    def __init__(self, pickled: bytes, token: str) -> None:
-        self._pickled, self.token = pickled, token
+    def __init__(self, pickled: bytes, token: str, noted_in: str) -> None:
+        self._pickled, self.token, self._boot = pickled, token, noted_in
         self._opening, self._flushing, self._changed = Lock(), Lock(), Condition()
         self._at_work, self._stopped = 0, False
         self._sink: Sink | None = None
@@ -250,10 +251,10 @@ class Shared:
             _ALL.add(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Shared, (self._pickled, self.token)
+        return Shared, (self._pickled, self.token, self._boot)
 
     def do(self, number: int) -> None:
-        """Do a task, and make what it wrote outlast the machine."""
+        """Do a task; what it wrote outlasts this process, and on another machine than the run's that as well."""
         with self._changed:
             if self._stopped:
                 return
@@ -261,9 +262,10 @@ class Shared:
         try:
             sink = self._open()
             self._pool.submit(self._tasks[number]).result()
-            # One at a time: a sink's flush takes over what others wrote.
-            with self._flushing:
-                sink.flush()
+            if boot() != self._boot:
+                # On another machine, which may be lost by itself. One at a time: a sink's flush takes over what others wrote.
+                with self._flushing:
+                    sink.flush()
         finally:
             with self._changed:
                 self._at_work -= 1

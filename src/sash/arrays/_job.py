@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -16,17 +16,16 @@ import numpy as np
 
 from sash.arrays._cluster import Cluster, Fixed, Seats, connected
 from sash.arrays._cut import cut
+from sash.arrays._filed import filed
 from sash.arrays._foreseen import ForeseenSink, ForeseenSource, shards_for
-from sash.arrays._journal import Journal
 from sash.arrays._overlap_save import OverlapSave
 from sash.arrays._pass import Cut, Pass, run_pass, tasks_apart
 from sash.arrays._plan import ArrayPlan
-from sash.arrays._planes import Part, Planes
+from sash.arrays._planes import Planes
 from sash.arrays._running import MAPPED_FROM, Options, does_not_fit, showing
 from sash.arrays._stage import Stage
 from sash.arrays._store import Sink, Source, open_sink, open_source
 from sash.arrays._tasks import single_threaded
-from sash.errors import InputError
 from sash.heap import blocks_given_back
 
 
@@ -161,51 +160,41 @@ def run_job(planned: Planned, source: Source, out: Any, options: Options) -> Any
         if options.address is not None:
             cluster = open_now.enter_context(connected(options.address))
             cluster.check(path, made[0], options.overwrite)
-        journal = Journal(
-            path, {**job.facts, "source": source.identity, "cuts": [repr(one) for one in planned.taken], "numpy": np.__version__}
-        )
-        done = journal.begun(options.restart)
+        facts = {**job.facts, "source": source.identity, "cuts": [repr(one) for one in planned.taken], "numpy": np.__version__}
         scratch = [path.with_name(f"{path.name}.between-{place}.npy") for place in range(len(job.steps) - 1)]
-        again = done is not None
-        sink = open_sink(path, job.shape, job.dtype, overwrite=options.overwrite, resume=again, shards=None if again else planned.shards)
-        open_now.callback(sink.close)
-        if done is None:
-            journal.begin()
+
+        def opened(again: bool) -> Sink:
+            shards = None if again else planned.shards
+            return open_sink(path, job.shape, job.dtype, overwrite=options.overwrite, resume=again, shards=shards)
+
+        run = open_now.enter_context(filed(path, facts, opened, options.restart))
         for place, one in enumerate(made):
             last = place == len(made) - 1
-            given = one if place == 0 else replace(one, source=open_now.enter_context(_closing(open_source(scratch[place - 1]))))
+            given = one if place == 0 else replace(one, source=open_now.enter_context(closing(open_source(scratch[place - 1]))))
             count = given.count(planned.taken[place])
-            before = {number for number in done or () if first <= number < first + count}
+            before = run.done.intersection(range(first, first + count))
+            tick(len(before))
             if not last and len(before) == count and scratch[place].exists():
-                tick(count)
                 first += count
                 continue
-            target = sink
+            target = run.sink
             if not last:
-                begun = again and bool(before)
-                target = open_sink(scratch[place], given.written.shape, given.sink_dtype, overwrite=True, resume=begun)
-                if not begun and before:
-                    raise InputError(f"{scratch[place]} is gone; say restart=True (--restart) to begin anew.")
+                target = open_sink(scratch[place], given.written.shape, given.sink_dtype, overwrite=True, resume=bool(before))
+            with nullcontext() if last else closing(target):
+                with run.notes(target) as note:
 
-            def ended(number: int, part: Part, target: Sink = target) -> None:
-                target.flush()
-                journal.done(number)
-                tick(1)
+                    def ended(number: int, note: Callable[[int], None] = note) -> None:
+                        note(number)
+                        tick(1)
 
-            tick(len(before))
-            try:
-                if cluster is None:
-                    run_pass(given, target, planned.taken[place], first, before, ended)
-                else:
-                    _run_apart(cluster, plan.operation, given, target, planned.taken[place], job.mapped_from, first, before, journal, tick)
-                first += count
-            except BaseException:
-                target.close()
-                raise
-            if not last:
-                target.finish()
-        result = sink.finish()
-        journal.remove()
+                    if cluster is None:
+                        run_pass(given, target, planned.taken[place], first, before, ended)
+                    else:
+                        _run_apart(cluster, plan.operation, given, target, planned.taken[place], job.mapped_from, first, before, ended)
+                if not last:
+                    target.finish()
+            first += count
+        result = run.finish()
         for one in scratch:
             one.unlink(missing_ok=True)
     return result
@@ -220,18 +209,12 @@ def _run_apart(
     mapped_from: int,
     first: int,
     before: Collection[int],
-    journal: Journal,
-    tick: Callable[[int], None],
+    ended: Callable[[int], None],
 ) -> None:
     """A pass in other processes; tasks have the numbers that they have in this one."""
     left = [number for number in range(made.count(found)) if first + number not in before]
-
-    def ended(number: int) -> None:
-        journal.done(first + number)
-        tick(1)
-
     threads = partial(_threads, isinstance(made.stage, OverlapSave), mapped_from)
-    cluster.run(told, Fixed(sink, partial(tasks_apart, made, found), threads), left, found.workers, ended)
+    cluster.run(told, Fixed(sink, partial(tasks_apart, made, found), threads), left, found.workers, lambda number: ended(first + number))
 
 
 @contextmanager
@@ -247,15 +230,7 @@ def _in_memory(planned: Planned, source: Source, out: np.ndarray | None, tick: C
     for place, one in enumerate(passes(planned.job, source, False)):
         last = place == len(planned.taken) - 1
         sink = open_sink(out if last else None, one.written.shape, one.sink_dtype, like=source if last else None)
-        run_pass(replace(one, source=given), sink, planned.taken[place], 0, (), lambda number, part: tick(1))
+        run_pass(replace(one, source=given), sink, planned.taken[place], 0, (), lambda number: tick(1))
         given = open_source(sink.finish())
     assert sink is not None
     return sink.finish()
-
-
-@contextmanager
-def _closing(source: Source) -> Iterator[Source]:
-    try:
-        yield source
-    finally:
-        source.close()

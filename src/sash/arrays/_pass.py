@@ -231,10 +231,10 @@ def _alone(made: Pass, sink: Sink, kept: Room, part: Part) -> None:
     _Task(made, sink, around, 0, 0, part, around.rows_alone(kept), kept.array)()
 
 
-def run_pass(made: Pass, sink: Sink, cut: Cut, first: int, done: Collection[int], ended: Callable[[int, Part], None]) -> int:
+def run_pass(made: Pass, sink: Sink, cut: Cut, first: int, done: Collection[int], ended: Callable[[int], None]) -> int:
     """Run the tasks that are not done yet; how many there are in all.
 
-    Tasks are numbered from `first` on. `ended` is called with each one's number once it is written, from the thread that runs this.
+    Tasks are numbered from `first` on. `ended` is called with each one's number once it is written, from the thread that wrote it.
     """
     groups, number, works = made.groups(cut), first, []
     with ThreadPoolExecutor(cut.workers, "sash") as pool:
@@ -254,8 +254,8 @@ def run_pass(made: Pass, sink: Sink, cut: Cut, first: int, done: Collection[int]
     return number - first
 
 
-def _run(pool: Executor, tasks: list[_Task], window: int, ended: Callable[[int, Part], None], moved: Callable[[int], None]) -> None:
-    run_in_turn(pool, tasks, window, lambda place: ended(tasks[place].number, tasks[place].part), moved)
+def _run(pool: Executor, tasks: list[_Task], window: int, ended: Callable[[int], None], moved: Callable[[int], None]) -> None:
+    run_in_turn(pool, tasks, window, lambda place: ended(tasks[place].number), moved)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sash.arrays._journal import Journal
+from sash.arrays._filed import Filed, filed
 from sash.arrays._running import Options, showing
 from sash.arrays._store import Sink, Source, open_sink, open_source
 from sash.arrays._store_sink import ArraySink, partial_of, remove
@@ -84,27 +84,20 @@ def run_phases(job: Phased, source: Source, out: Any, options: Options) -> Any:
             _kept(job, now, sink, (), tick, lambda number: None)
             return sink.finish()
         path = Path(out)
-        journal = Journal(path, {**job.facts, "source": source.identity, "numpy": np.__version__})
-        done = journal.begun(options.restart)
-        again = done is not None
-        files = _Files(path)
-        if not again:
-            files.remove()
-        sink = open_sink(path, job.shape, job.dtype, overwrite=options.overwrite, resume=again, shards=None if again else job.shards)
-        now.callback(sink.close)
-        if not again:
-            journal.begin()
+        facts, files = {**job.facts, "source": source.identity, "numpy": np.__version__}, _Files(path)
 
-        def note(target: Sink, number: int) -> None:
-            target.flush()
-            journal.done(number)
+        def opened(again: bool) -> Sink:
+            if not again:
+                files.remove()
+            return open_sink(path, job.shape, job.dtype, overwrite=options.overwrite, resume=again, shards=None if again else job.shards)
 
+        run = now.enter_context(filed(path, facts, opened, options.restart))
         if job.between == "files":
-            _filed(job, now, sink, files, done or set(), tick, note)
+            _between_files(job, now, run, files, tick)
         else:
-            _kept(job, now, sink, done or (), tick, partial(note, sink))
-        result = sink.finish()
-        journal.remove()
+            with run.notes() as note:
+                _kept(job, now, run.sink, run.done, tick, note)
+        result = run.finish()
         files.remove()
     return result
 
@@ -147,15 +140,7 @@ def _group(phases: Sequence[Phase], sink: Sink, run: Callable[[Sequence[Callable
         given = open_source(target.array) if phase.made is not None else None
 
 
-def _filed(
-    job: Phased,
-    now: ExitStack,
-    sink: Sink,
-    files: _Files,
-    done: set[int],
-    tick: Callable[[int], None],
-    note: Callable[[Sink, int], None],
-) -> None:
+def _between_files(job: Phased, now: ExitStack, run: Filed, files: _Files, tick: Callable[[int], None]) -> None:
     """With a file for what each phase makes: every task is noted by itself."""
     pool = now.enter_context(ThreadPoolExecutor(job.workers, "sash"))
     first = 0
@@ -163,25 +148,25 @@ def _filed(
         for place, phase in enumerate(group):
             numbers = range(first, first + len(phase.tasks))
             first += len(phase.tasks)
-            before = done.intersection(numbers)
+            before = run.done.intersection(numbers)
             tick(len(before))
             if len(before) == len(numbers):
                 continue
+            target = run.sink
             with ExitStack() as opened:
                 given = None if place == 0 else opened.enter_context(closing(files.read(place - 1, group[place - 1])))
-                target = sink if phase.made is None else files.write(place, phase, bool(before))
+                if phase.made is not None:
+                    target = files.write(place, phase, bool(before))
+                    opened.callback(target.close)
                 left = [number for number in numbers if number not in before]
                 tasks = [partial(phase.tasks[number - numbers.start], given, target) for number in left]
+                with run.notes(target) as note:
 
-                def ended(place: int, left: list[int] = left, target: Sink = target) -> None:
-                    note(target, left[place])
-                    tick(1)
+                    def ended(place: int, left: list[int] = left, note: Callable[[int], None] = note) -> None:
+                        note(left[place])
+                        tick(1)
 
-                try:
                     run_in_turn(pool, tasks, job.workers, ended)
-                except BaseException:
-                    target.close()
-                    raise
                 if phase.made is not None:
                     target.finish()
             if place:

@@ -28,6 +28,8 @@ BUFFER = 1 << 18
 _PAGE = 4096
 """A gap in the file up to this long is read along: the disk would fetch it anyway."""
 _CALL = 1 << 30
+_synced: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
+"""Without the time of the last change, where the system can: the file has its length from the start."""
 
 
 class RawSource(Source):
@@ -181,7 +183,7 @@ class RawSink(Sink):
     def flush(self) -> None:
         """Make what was written outlast the machine."""
         with self._target.room(prod(self.shape) * self.dtype.itemsize):
-            os.fsync(self._file)
+            _synced(self._file)
 
     def finish(self) -> Path:
         """The path; the file appears under its name."""

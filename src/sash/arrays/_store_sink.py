@@ -157,7 +157,7 @@ class Target:
 
     @contextmanager
     def room(self, needed: int) -> Iterator[None]:
-        """A full disk, or a folder that cannot be written to, as an `InputError`."""
+        """A full or a failing disk, or a folder that cannot be written to, as an `InputError`."""
         try:
             yield
         except OSError as error:
@@ -165,6 +165,10 @@ class Target:
                 raise self.full(needed) from error
             if isinstance(error, PermissionError) or error.errno == errno.EROFS:
                 raise InputError(f"{self.partial} cannot be written ({error.strerror}); choose another folder.") from error
+            if error.errno == errno.EIO:
+                raise InputError(
+                    f"{self.partial} cannot be written ({error.strerror}): is the disk sound? Choose a folder on another one."
+                ) from error
             raise
 
     def full(self, needed: int) -> InputError:
@@ -190,7 +194,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def sync(path: Path) -> None:
+def sync(path: Path | str) -> None:
     """Make a file, or a folder's list of names, outlast the machine."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -23,6 +25,8 @@ _STARTED = 1 << 20
 MOST_CHANNELS = 16
 """In the last axis of three, as planes have them."""
 _CHUNK = 2 << 20
+_STEP_NS = 10**9
+"""Longer than a step of any file system's clock but FAT's."""
 _SHARD = 64 << 20
 _NAMES = ("zarr.json", ".zarray", ".zgroup")
 
@@ -101,7 +105,7 @@ class ZarrSink(Sink):
         self.shape, self.dtype = tuple(array.shape), np.dtype(array.dtype)
         self.grain = tuple(array.shards or array.chunks)
         self._array, self._target = array, target
-        self._lock, self._written = threading.Lock(), set[tuple[int, ...]]()
+        self._synced: dict[str, tuple[int, int]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process writes to the same folder, other shards.
@@ -112,14 +116,19 @@ class ZarrSink(Sink):
         return shard_bytes(box, self.grain, self.shape, self.dtype)
 
     def flush(self) -> None:
-        """Make the shards that were written outlast the machine."""
-        with self._lock:
-            written, self._written = self._written, set()
-        # A shard of zeros has no file.
-        files = [file for file in map(self._file, written) if file.exists()]
-        root = self._target.partial
-        for place in [*files, *{parent for file in files for parent in file.parents if parent.is_relative_to(root)}, root]:
-            sync(place)
+        """Make the shards that were written outlast the machine: those of other processes, and of one that was killed, as well."""
+        now, root = time.time_ns(), str(self._target.partial)
+        with self._target.room(prod(self.shape) * self.dtype.itemsize):
+            for place, state in [*_states(root), (root, os.stat(root))]:
+                found = state.st_ino, state.st_mtime_ns
+                if self._synced.get(place) == found:
+                    continue
+                # One that zarr has not given its name yet is gone by now.
+                with suppress(FileNotFoundError):
+                    sync(place)
+                # Clocks of files go by steps: what changed just now may change once more at the same time.
+                if now - state.st_mtime_ns > _STEP_NS:
+                    self._synced[place] = found
 
     def finish(self) -> Path:
         """The path; the folder appears under its name."""
@@ -139,8 +148,6 @@ class ZarrSink(Sink):
                 # All of the shard is written; zarr would read an older one in first.
                 self._file(cell).unlink(missing_ok=True)
                 self._array.set_basic_selection(slices(place), part[slices(inner)])
-            with self._lock:
-                self._written.add(cell)
 
     def _file(self, cell: tuple[int, ...]) -> Path:
         return self._target.partial / self._array.metadata.encode_chunk_key(cell)
@@ -269,6 +276,16 @@ def _files(folder: Path) -> list[os.DirEntry[str]]:
         for entry in entries:
             found += _files(Path(entry.path)) if entry.is_dir() else [entry]
     return found
+
+
+def _states(folder: str) -> Iterator[tuple[str, os.stat_result]]:
+    """All files and folders below one, files before the folders that they are in."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _states(entry.path)
+            with suppress(FileNotFoundError):
+                yield entry.path, entry.stat(follow_symlinks=False)
 
 
 def _metadata(path: Path) -> Path:

@@ -13,7 +13,7 @@ from threading import Barrier
 from typing import Any
 
 from sash.arrays._cluster import Fixed, connected
-from sash.arrays._journal import Journal
+from sash.arrays._filed import filed
 from sash.arrays._running import Options, showing
 from sash.arrays._store import Sink
 from sash.arrays._turns import run_in_turn
@@ -71,21 +71,11 @@ def run_job(
             cluster = now.enter_context(connected(options.address))
             cluster.check(Path(out), tasks, options.overwrite)
             apart = lambda sink, left, end: cluster.run(told, Fixed(sink, tasks, single_threaded), left, workers, end)  # noqa: E731
-        journal = Journal(Path(out), facts())
-        done = journal.begun(options.restart)
-        sink = opened(done is not None)
-        try:
-            if done is None:
-                journal.begin()
-            elsewhere = None if apart is None else partial(apart, sink)
-            note = partial(_note, sink, journal)
-            run_tasks(told, tasks(sink), workers, written_bytes, options.progress, done or (), note, elsewhere)
-        except BaseException:
-            sink.close()
-            raise
-        result = sink.finish()
-        journal.remove()
-    return result
+        run = now.enter_context(filed(Path(out), facts(), opened, options.restart))
+        elsewhere = None if apart is None else partial(apart, run.sink)
+        with run.notes() as note:
+            run_tasks(told, tasks(run.sink), workers, written_bytes, options.progress, run.done, note, elsewhere)
+        return run.finish()
 
 
 def run_tasks(
@@ -117,11 +107,6 @@ def run_tasks(
             return
         with single_threaded(workers) as pool:
             run_in_turn(pool, [tasks[number] for number in left], 2 * workers, lambda place: end(left[place]))
-
-
-def _note(sink: Sink, journal: Journal, number: int) -> None:
-    sink.flush()
-    journal.done(number)
 
 
 @contextmanager

@@ -16,8 +16,9 @@ def run_in_turn(
 ) -> None:
     """Run all tasks, in order, each started only when those more than `window` - 1 before it have ended.
 
-    `ended` is called with the place of each task that has, and `moved` with that of the first that has not, when it is another one: both
-    from the thread that calls this. What a task raises is raised here, once those at work have ended; the others are not begun.
+    `ended` is called with the place of each task that has, from its own thread, before that takes another one; `moved` with that of the
+    first that has not, when it is another one, from the thread that calls this. What a task raises is raised here, once those at work have
+    ended; the others are not begun.
     """
     running: dict[Future[Any], int] = {}
     finished, oldest = set[int](), 0
@@ -28,7 +29,6 @@ def run_in_turn(
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             place = running.pop(future)
             future.result()
-            ended(place)
             finished.add(place)
         while oldest in finished:
             finished.discard(oldest)
@@ -36,11 +36,15 @@ def run_in_turn(
         if moved is not None and oldest != before:
             moved(oldest)
 
+    def whole(task: Callable[[], Any], place: int) -> None:
+        task()
+        ended(place)
+
     try:
         for place, task in enumerate(tasks):
             while place - oldest >= window:
                 settle()
-            running[pool.submit(task)] = place
+            running[pool.submit(whole, task, place)] = place
         while running:
             settle()
     finally:
