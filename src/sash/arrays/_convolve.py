@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
-from math import isfinite
+from math import ceil, isfinite
 from typing import Any, Literal
 
 import numpy as np
@@ -157,6 +158,11 @@ class _Asked:
         sides = self.kernel.shape
         return (height + more(sides[0]), width + more(sides[1])), (ahead(sides[0]), ahead(sides[1]))
 
+    @cached_property
+    def digest(self) -> str:
+        """Of the taps."""
+        return sha256(np.ascontiguousarray(self.taps).tobytes()).hexdigest()
+
     @property
     def work(self) -> np.dtype:
         return work_dtype(self.source.dtype, self.tolerance)
@@ -168,7 +174,7 @@ def _job(asked: _Asked, label: str, stage: Stage, error: float) -> Job:
     told = f"convolution of {format_shape(asked.source.shape)} {asked.source.dtype.name} with {format_shape(asked.taps.shape)}"
     facts = {
         "operation": "convolve",
-        "kernel": sha256(np.ascontiguousarray(asked.taps).tobytes()).hexdigest(),
+        "kernel": asked.digest,
         "kernel_shape": list(asked.taps.shape),
         "mode": asked.mode,
         "boundary": asked.boundary,
@@ -193,9 +199,10 @@ def _ways(asked: _Asked, rates: ArrayRates) -> Iterator[Way]:
             transforms.append(OverlapSave(size, work, asked.boundary, kernel, before, tile))
     share = max(asked.tolerance - rounding, asked.tolerance / 2)
     # Products of several outer products cost in proportion: where even the least number of them is far too many, they are not looked for.
-    least = _least_terms(kernel, share)
     one = Correlate(size, work, asked.boundary, kernel[:, 0], kernel[0], before)
-    ratio = least * stage_seconds(one, rates) / min(stage_seconds(stage, rates) for stage in transforms)
+    each = stage_seconds(one, rates) / min(stage_seconds(stage, rates) for stage in transforms)
+    least = _least_terms(kernel, share, ceil(HOPELESS / each) + 1) if asked.method == "auto" else 1
+    ratio = least * each
     if asked.method == "auto" and least > 1 and ratio > HOPELESS:
         yield Way("separable", None, rounding, f"{least} outer products at least: {ratio:.2g} times as long")
     else:
@@ -224,16 +231,21 @@ def _quick(length: int) -> int:
     return int(next_fast_len(length, True) or length)
 
 
-def _least_terms(kernel: np.ndarray, tolerance: float) -> int:
-    """Outer products that a kernel takes at the least, within a share of the sum of its absolute taps.
+def _least_terms(kernel: np.ndarray, tolerance: float, enough: int) -> int:
+    """Outer products that a kernel takes at the least, within a share of the sum of its absolute taps; a lower number if it is `enough`.
 
     By the eigenvalues of the smaller side's products, a tenth of the work of the singular vectors: what is left out has at least the sum
-    that the root of its squares says.
+    that the root of its squares says. The largest eigenvalue is at most the root of the sum of all their squares, so that of a large
+    kernel of noise these products alone tell that there are many.
     """
     small = kernel if kernel.shape[0] <= kernel.shape[1] else kernel.T
-    squares = np.linalg.eigvalsh(small @ small.T)
-    room = (tolerance * np.abs(kernel).sum()) ** 2 + len(squares) * np.finfo(float).eps * squares[-1]
-    return max(int((np.cumsum(squares.clip(0)) > room).sum()), 1)
+    products = small @ small.T
+    most, spared = float(np.linalg.norm(products)), (tolerance * np.abs(kernel).sum()) ** 2
+    spared += len(products) * np.finfo(float).eps * most
+    if most and (bound := int((products.trace() - spared) / most)) >= enough:
+        return bound
+    squares = np.linalg.eigvalsh(products)
+    return max(int((np.cumsum(squares.clip(0)) > spared).sum()), 1)
 
 
 def _outer_products(kernel: np.ndarray, tolerance: float) -> tuple[list[tuple[np.ndarray, np.ndarray]], float]:

@@ -72,8 +72,10 @@ def _tallest(made: Pass, sink: Sink, workers: int, columns: int, room: int) -> t
         found, taken = tried(high)
         if taken <= room:
             return found, taken
-        # If not from none: what is left over says how far to go down.
-        high = max(low, min(high - 1, int(high * max(room / taken, 0.5))))
+        # As far down as a straight line between both says, to whole tiles where there are some.
+        line = low + (high - low) * (room - least) / (taken - least)
+        whole = int(line * grain) // unit * unit // grain
+        high = max(low, min(high - 1, whole or int(line)))
     return fewest, least
 
 
