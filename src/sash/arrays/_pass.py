@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import ceil, prod
+from typing import Any
 
 import numpy as np
 
-from sash.arrays._border import places
+from sash.arrays._border import FILL, places
 from sash.arrays._fir import converted
 from sash.arrays._planes import Part, Planes
-from sash.arrays._ring import Ring, most_rows
+from sash.arrays._ring import ROW_BYTES, Ring, most_rows
 from sash.arrays._room import Room, plain
 from sash.arrays._stage import Near, Stage
 from sash.arrays._store import Sink, Source
@@ -92,7 +93,7 @@ class Pass:
             task += made * self.stage.dtype.itemsize if self.converts else 0
             task += sink.scratch_bytes(self.written.box(part))
             around = self.around(group)
-            task += 3 * 8 * (around.span + part.columns.length)
+            task += around.index_bytes
             rings, window = (cut.workers, 1) if self.apart else (1, cut.workers)
             found = max(found, cut.workers * task + (rings * around.ring_bytes(window) if self.table is None else 0))
         return found + max(self.apart, 1) * self.stage.held_bytes
@@ -118,36 +119,45 @@ class Pass:
 
 
 class _Around:
-    """What the tasks of a group read: columns once for all, rows a task."""
+    """What the tasks of a group read. Places of rows and columns are looked up by each task: all of a wide plane's would take more than
+    its samples."""
 
     def __init__(self, made: Pass, group: list[Part]) -> None:
         self._pass, self._group = made, group
-        stage, (self._height, self._width) = made.stage, made.read.size
-        self._rows = [places(stage.reads(part.rows, part.columns)[0], self._height, stage.boundary) for part in group]
-        self.across = stage.reads(group[0].rows, group[0].columns)[1]
-        self._columns = places(self.across, self._width, stage.boundary)
-        self.span = max(map(len, self._rows)) + len(self._columns)
+        self._height, self._width = made.read.size
+        self.across = made.stage.reads(group[0].rows, group[0].columns)[1]
+
+    @property
+    def index_bytes(self) -> int:
+        """Of places, while a task looks up its own: of rows in several states, of columns once, and beyond an end as rows are."""
+        rows = max(self._down(task).length for task in range(len(self._group)))
+        beyond = self.across.length - self.across.clip(self._width).length
+        return 8 * (4 * rows + self.across.length + 4 * beyond)
 
     @cached_property
     def held(self) -> list[Interval]:
         """Runs of columns that a ring holds, the one under the part itself first."""
         step = max(self._pass.read.grain(self._pass.source.grain)[2], self._pass.read.step)
         inside = self.across.clip(self._width)
-        wanted = np.unique(self._columns[self._columns >= 0] // step)
-        edges = np.flatnonzero(np.diff(wanted) != 1) + 1
-        runs = [Interval(int(run[0]) * step, min((int(run[-1]) + 1) * step, self._width)) for run in np.split(wanted, edges) if len(run)]
-        return sorted(runs, key=lambda run: not run.start <= inside.start < run.stop)
+        own = Interval(inside.start // step, ceil(inside.stop / step))
+        cells = [own] if inside.length else []
+        for part in self._beyond:
+            at = places(part, self._width, self._pass.stage.boundary)
+            found = np.unique(at[at >= 0] // step).tolist()
+            cells += [Interval(cell, cell + 1) for cell in found if not (inside.length and own.start <= cell < own.stop)]
+        runs = list[Interval]()
+        for cell in sorted(set(cells)):
+            if runs and runs[-1].stop == cell.start:
+                runs[-1] = Interval(runs[-1].start, cell.stop)
+            else:
+                runs.append(cell)
+        held = [Interval(run.start * step, min(run.stop * step, self._width)) for run in runs]
+        return sorted(held, key=lambda run: not run.start <= inside.start < run.stop)
 
     @cached_property
-    def needs(self) -> list[np.ndarray]:
-        """Rows that each task reads, in order, whole grains of them."""
-        grain = self._pass.read.grain(self._pass.source.grain)[1]
-        found = []
-        for rows in self._rows:
-            wanted = np.unique(rows[rows >= 0] // grain)
-            near = (wanted[:, None] * grain + np.arange(grain)).reshape(-1)
-            found.append(near[near < self._height])
-        return found
+    def needs(self) -> _Needs:
+        """Rows that each task reads."""
+        return _Needs(self._needed, len(self._group))
 
     @property
     def width(self) -> int:
@@ -158,10 +168,10 @@ class _Around:
         """Of the ring, and of what reading into it takes beside."""
         source, lead = self._pass.source, self._group[0].lead
         lanes = self._pass.read.lanes(lead)
-        most = max(self.needs, key=len)
-        box = self._pass.read.box(Part(lead, Interval(0, len(most)), self.held[0] if self.held else Interval(0, 0)))
-        ring = lanes * most_rows(self.needs, self._height, window) * self.width * source.dtype.itemsize
-        return ring + window * source.scratch_bytes(box) + 4 * 8 * self._height
+        needs = list(self.needs)
+        box = self._pass.read.box(Part(lead, Interval(0, max(map(len, needs))), self.held[0] if self.held else Interval(0, 0)))
+        ring = lanes * most_rows(needs, window) * self.width * source.dtype.itemsize
+        return ring + window * source.scratch_bytes(box) + ROW_BYTES * self._height
 
     def ring(self, window: int) -> Ring:
         """The rows, read as they are needed."""
@@ -187,20 +197,68 @@ class _Around:
 
     def near(self, task: int, table: np.ndarray, ring: Ring | _Rows | None) -> Callable[[int], Near]:
         """The neighbourhood of a task in each lane."""
-        rows = self._rows[task]
+        rows = self._rows(task)
         before, inside = max(-self.across.start, 0), self.across.clip(self._width)
         if ring is None:
-            return lambda lane: Near(table[lane], rows, self._columns, (before, inside.start, inside.length), self._pass.fill)
+            columns = self._columns([Interval(0, self._width)])
+            return lambda lane: Near(table[lane], rows, columns, (before, inside.start, inside.length), self._pass.fill)
         slots, needed = ring.slots(task), self.needs[task]
         # All of a task may lie beyond the plane: then it reads no rows, or no columns.
         lent = np.where(rows < 0, rows, slots[np.searchsorted(needed, rows).clip(0, len(needed) - 1)]) if len(needed) else rows
-        columns, first = np.full(len(self._columns), -1, np.int64), 0
-        for run in self.held:
-            there = (self._columns >= run.start) & (self._columns < run.stop)
-            columns[there] = self._columns[there] - run.start + first
-            first += run.length
+        columns = self._columns(self.held)
         run = (before, inside.start - self.held[0].start, inside.length) if self.held else (before, 0, 0)
         return lambda lane: Near(table[lane], lent, columns, run, self._pass.fill)
+
+    def _down(self, task: int) -> Interval:
+        part = self._group[task]
+        return self._pass.stage.reads(part.rows, part.columns)[0]
+
+    def _rows(self, task: int) -> np.ndarray:
+        return places(self._down(task), self._height, self._pass.stage.boundary)
+
+    def _needed(self, task: int) -> np.ndarray:
+        """In order, whole grains of them."""
+        grain = self._pass.read.grain(self._pass.source.grain)[1]
+        rows = self._rows(task)
+        wanted = np.unique(rows[rows >= 0] // grain)
+        near = (wanted[:, None] * grain + np.arange(grain)).reshape(-1)
+        return near[near < self._height]
+
+    @property
+    def _beyond(self) -> list[Interval]:
+        """Columns that the plane has not."""
+        start, stop = self.across
+        found = Interval(start, min(stop, 0)), Interval(max(start, self._width), stop)
+        return [part for part in found if part.length]
+
+    def _columns(self, held: list[Interval]) -> np.ndarray:
+        """Where each column of the neighbourhood lies in a table of runs of columns, the one under the part itself first."""
+        first = held[0].start if held else 0
+        found = np.arange(self.across.start - first, self.across.stop - first)
+        for part in self._beyond:
+            at = places(part, self._width, self._pass.stage.boundary)
+            into, place = found[part.start - self.across.start :][: part.length], 0
+            into[...] = FILL
+            for run in held:
+                there = (at >= run.start) & (at < run.stop)
+                into[there] = at[there] - (run.start - place)
+                place += run.length
+        return found
+
+
+class _Needs(Sequence[np.ndarray]):
+    """Rows that each task reads, looked up when they are asked for."""
+
+    def __init__(self, needed: Callable[[int], np.ndarray], count: int) -> None:
+        self._needed, self._count = needed, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, place: Any) -> Any:
+        if not 0 <= place < self._count:
+            raise IndexError(place)
+        return self._needed(place)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,12 +14,20 @@ Read = Callable[[Interval, np.ndarray], None]
 """Fills (lane, row, column) with rows of the source."""
 
 
-def most_rows(needs: Sequence[np.ndarray], height: int, window: int) -> int:
+ROW_BYTES = 24
+"""What a ring notes of each row of the plane: where it lies, who needs it last, whether it is there."""
+
+
+def most_rows(needs: Sequence[np.ndarray], window: int) -> int:
     """Rows that lie in memory at once, at most, where `window` tasks in a row are at work; each task needs rows, in order, each once."""
-    first, last = np.full(height, len(needs)), np.full(height, -1)
+    ends = [(int(rows[0]), int(rows[-1]) + 1) for rows in needs if len(rows)]
+    if not ends:
+        return 0
+    start, stop = min(first for first, _ in ends), max(last for _, last in ends)
+    first, last = np.full(stop - start, len(needs)), np.full(stop - start, -1)
     for task, rows in enumerate(needs):
-        first[rows] = np.minimum(first[rows], task)
-        last[rows] = task
+        first[rows - start] = np.minimum(first[rows - start], task)
+        last[rows - start] = task
     used = last >= 0
     # A row is there from when its first task may start, window - 1 tasks early, to the end of its last.
     came = np.bincount(np.maximum(first[used] - window + 1, 0), minlength=len(needs))
@@ -35,7 +43,7 @@ class Ring:
         self._last = np.full(height, -1)
         for task, rows in enumerate(needs):
             self._last[rows] = task
-        count = most_rows(needs, height, window)
+        count = most_rows(needs, window)
         self.table = np.empty((lanes, count, width), dtype)
         self._slots = np.full(height, -1, np.int64)
         self._ready = np.zeros(height, bool)

@@ -245,7 +245,8 @@ class Restored:
         filtered = (rows // vertical.step + vertical.up.shape[1] + 2) * (columns // horizontal.step + horizontal.up.shape[1] + 2)
         ring = vertical.up.shape[1] * columns
         band = (_fir.DEEP + len(vertical.taps) + _fir.GROUP) * _fir.WIDTH
-        return (filtered + ring + band) * self.dtype.itemsize
+        places = sum(axis.coarse(Interval(0, count)).length + _fir.GROUP for axis, count in zip(self.axes, (rows, columns), strict=True))
+        return (filtered + ring + band) * self.dtype.itemsize + 8 * places
 
 
 def _longer(index: np.ndarray, count: int) -> np.ndarray:
