@@ -301,7 +301,7 @@ def test_a_ring_reads_every_row_once_and_never_needs_more_room(runs, window, ord
         into[0, :, 0] = np.arange(*rows)
 
     ring = Ring(read, needs, height, window, 1, 1, np.dtype(float))
-    assert ring.table.shape[1] == most_rows(needs, height, window)
+    assert ring.table.shape[1] == most_rows(needs, window)
     running, ended, oldest = [], set(), 0
     for task in range(len(needs)):
         while task - oldest >= window:

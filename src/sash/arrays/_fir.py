@@ -135,7 +135,7 @@ def correlate(table, rows, columns, run, fill, down, along, out):
     """
     height, width = out.shape
     span = down.size + 1
-    deep = span + DEEP
+    deep = span + min(DEEP, height)
     band = np.empty(deep * WIDTH, down.dtype)
     line = np.empty(WIDTH + along.size, down.dtype)
     blank = down.dtype.type(fill) * along.sum()

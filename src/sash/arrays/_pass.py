@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import ceil, prod
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -58,11 +58,14 @@ class Pass:
         """Whether what the stage makes is written in another type."""
         return self.sink_dtype != self.stage.dtype
 
-    def groups(self, cut: Cut) -> list[list[Part]]:
-        """All tasks: those whose rows come through one ring together, from the top down; apart, each by itself."""
+    def groups(self, cut: Cut) -> Iterator[list[Part]]:
+        """All tasks, one group at a time, as there may be a great many: those whose rows come through one ring together, from the top
+        down; apart, each by itself."""
         tops, bands = self._edges(cut)
-        found = [[Part(lead, rows, columns) for rows in tops] for lead in self.written.leads(cut.lead) for columns in bands]
-        return [[part] for group in found for part in group] if self.apart else found
+        for lead in self.written.leads(cut.lead):
+            for columns in bands:
+                group = [Part(lead, rows, columns) for rows in tops]
+                yield from ([part] for part in group) if self.apart else [group]
 
     def count(self, cut: Cut) -> int:
         """How many tasks there are."""
@@ -70,13 +73,12 @@ class Pass:
         leads = (ceil(size / together) for size, together in zip(self.written.shape, cut.lead, strict=False))
         return prod(leads) * len(tops) * len(bands)
 
-    def _edges(self, cut: Cut) -> tuple[list[Interval], list[Interval]]:
+    def _edges(self, cut: Cut) -> tuple[_Pieces, _Pieces]:
         """Rows and columns of parts."""
         height, width = self.stage.shape
-        tops = [Interval(top, min(top + cut.rows, height)) for top in range(0, height, cut.rows)]
-        return tops, [Interval(left, min(left + cut.columns, width)) for left in range(0, width, cut.columns)]
+        return _Pieces(height, cut.rows), _Pieces(width, cut.columns)
 
-    def around(self, group: list[Part]) -> _Around:
+    def around(self, group: Sequence[Part]) -> _Around:
         """What a group's tasks read."""
         return _Around(self, group)
 
@@ -88,28 +90,30 @@ class Pass:
             lanes = self.written.lanes(part.lead)
             made = part.rows.length * part.columns.length
             there = self.written.part_of(sink.array, part) is not None and not self.converts
+            # The groups of a source that is read have a ring each, one group after the other.
+            workers = cut.workers if self.apart or self.table is not None else min(cut.workers, len(group))
             task = 0 if there else lanes * made * self.sink_dtype.itemsize
             task += self.stage.scratch_bytes(part.rows.length, part.columns.length)
             task += made * self.stage.dtype.itemsize if self.converts else 0
             task += sink.scratch_bytes(self.written.box(part))
             around = self.around(group)
             task += around.index_bytes
-            rings, window = (cut.workers, 1) if self.apart else (1, cut.workers)
-            found = max(found, cut.workers * task + (rings * around.ring_bytes(window) if self.table is None else 0))
+            rings, window = (workers, 1) if self.apart else (1, workers)
+            found = max(found, workers * task + (rings * around.ring_bytes(window) if self.table is None else 0))
         return found + max(self.apart, 1) * self.stage.held_bytes
 
-    def _kinds(self, cut: Cut) -> list[list[Part]]:
+    def _kinds(self, cut: Cut) -> list[Sequence[Part]]:
         """Tasks in a row of which some hold the most: of the first group, one in the middle, and the last."""
         if self.apart:
             tops, bands = self._edges(cut)
-            rows = _largest(tops, lambda one: self.stage.reads(one, bands[0])[0].clip(self.read.size[0]))
-            columns = _largest(bands, lambda one: self.stage.reads(tops[0], one)[1].clip(self.read.size[1]))
-            return [[Part(next(iter(self.written.leads(cut.lead))), high, wide)] for high in rows for wide in columns]
+            high = _largest(tops, lambda one: self.stage.reads(one, bands[0])[0].clip(self.read.size[0]))
+            wide = _largest(bands, lambda one: self.stage.reads(tops[0], one)[1].clip(self.read.size[1]))
+            return [[Part(next(iter(self.written.leads(cut.lead))), rows, columns)] for rows in high for columns in wide]
         tops, bands = self._edges(cut)
         leads = list(self.written.leads(cut.lead))
         few, count = max(FEW, 4 * cut.workers), len(leads) * len(bands)
         if self.stage.boundary == "wrap" or len(tops) <= 3 * few:
-            rows = [tops]
+            rows = [list(tops)]
         else:
             # Tasks away from the ends hold alike. Where one end reads the other, rows are held from the first task to the last.
             middle = len(tops) // 2
@@ -118,11 +122,34 @@ class Pass:
         return [[Part(leads[at // len(bands)], top, bands[at % len(bands)]) for top in some] for at in places_of for some in rows]
 
 
+@dataclass(frozen=True)
+class _Pieces(Sequence[Interval]):
+    """An axis in pieces of one length but for the last."""
+
+    size: int
+    step: int
+
+    def __len__(self) -> int:
+        return ceil(self.size / self.step)
+
+    @overload
+    def __getitem__(self, place: int) -> Interval: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Interval]: ...
+
+    def __getitem__(self, place: int | slice) -> Interval | list[Interval]:
+        starts = range(0, self.size, self.step)[place]
+        if isinstance(starts, range):
+            return [Interval(start, min(start + self.step, self.size)) for start in starts]
+        return Interval(starts, min(starts + self.step, self.size))
+
+
 class _Around:
     """What the tasks of a group read. Places of rows and columns are looked up by each task: all of a wide plane's would take more than
     its samples."""
 
-    def __init__(self, made: Pass, group: list[Part]) -> None:
+    def __init__(self, made: Pass, group: Sequence[Part]) -> None:
         self._pass, self._group = made, group
         self._height, self._width = made.read.size
         self.across = made.stage.reads(group[0].rows, group[0].columns)[1]
@@ -272,7 +299,7 @@ class _Rows:
         return np.arange(self.table.shape[1])
 
 
-def _largest(parts: list[Interval], reads: Callable[[Interval], Interval]) -> list[Interval]:
+def _largest(parts: Sequence[Interval], reads: Callable[[Interval], Interval]) -> list[Interval]:
     """The first and the last, which may reach beyond an end, and of those in the middle the one that reads most."""
     middle = len(parts) // 2
     return list(dict.fromkeys([parts[0], max(parts[max(middle - 32, 0) : middle + 32], key=lambda one: reads(one).length), parts[-1]]))
@@ -294,26 +321,44 @@ def run_pass(made: Pass, sink: Sink, cut: Cut, first: int, done: Collection[int]
 
     Tasks are numbered from `first` on. `ended` is called with each one's number once it is written, from the thread that wrote it.
     """
-    groups, number, works = made.groups(cut), first, []
+    number = first
     with ThreadPoolExecutor(cut.workers, "sash") as pool:
-        for group in groups:
+        if made.table is not None:
+            # No ring binds the groups: all of their tasks come one after the other.
+            every = enumerate((made.around([part]), part) for group in made.groups(cut) for part in group)
+            works = (_Task(made, sink, around, 0, first + own, part, None) for own, (around, part) in every if first + own not in done)
+            _run(pool, works, 2 * cut.workers, ended)
+            return made.count(cut)
+        for group in made.groups(cut):
             left = [(own, part) for own, part in enumerate(group, number) if own not in done]
             number += len(group)
             if not left:
                 continue
             around = made.around([part for _, part in left])
-            if made.table is not None:
-                works += [_Task(made, sink, around, place, own, part, None) for place, (own, part) in enumerate(left)]
-                continue
             ring = around.ring(cut.workers)
-            tasks = [_Task(made, sink, around, place, own, part, ring) for place, (own, part) in enumerate(left)]
+            tasks = (_Task(made, sink, around, place, own, part, ring) for place, (own, part) in enumerate(left))
             _run(pool, tasks, cut.workers, ended, lambda oldest, ring=ring: ring.ended(oldest - 1))
-        _run(pool, works, 2 * cut.workers, ended, lambda oldest: None)
     return number - first
 
 
-def _run(pool: Executor, tasks: list[_Task], window: int, ended: Callable[[int], None], moved: Callable[[int], None]) -> None:
-    run_in_turn(pool, tasks, window, lambda place: ended(tasks[place].number), moved)
+def _run(
+    pool: Executor,
+    tasks: Iterable[_Task],
+    window: int,
+    ended: Callable[[int], None],
+    moved: Callable[[int], None] | None = None,
+) -> None:
+    begun: dict[int, _Task] = {}
+
+    def each() -> Iterator[_Task]:
+        for place, task in enumerate(tasks):
+            begun[place] = task
+            yield task
+
+    def end(place: int) -> None:
+        ended(begun.pop(place).number)
+
+    run_in_turn(pool, each(), window, end, moved)
 
 
 @dataclass(frozen=True, eq=False)

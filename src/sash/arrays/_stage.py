@@ -13,6 +13,9 @@ from sash.arrays._border import Boundary
 from sash.arrays._gaussian import Direct, Filter
 from sash.window import Interval
 
+PAGE_BYTES = 4096
+"""What the system gives memory by."""
+
 
 @dataclass(frozen=True, eq=False)
 class Near:
@@ -89,8 +92,7 @@ class Correlate:
     unit = (1, 1)
 
     def scratch_bytes(self, rows: int, columns: int) -> int:
-        wide = _fir.WIDTH
-        return ((_fir.DEEP + self._down.size + 1) * wide + wide + self._along.size) * self.dtype.itemsize
+        return _band_bytes(rows, columns, self._down.size, self._along.size, self.dtype.itemsize)
 
     @cached_property
     def _down(self) -> np.ndarray:
@@ -242,11 +244,18 @@ class Restored:
 
     def scratch_bytes(self, rows: int, columns: int) -> int:
         vertical, horizontal = self.axes
-        filtered = (rows // vertical.step + vertical.up.shape[1] + 2) * (columns // horizontal.step + horizontal.up.shape[1] + 2)
+        high, wide = rows // vertical.step + vertical.up.shape[1] + 2, columns // horizontal.step + horizontal.up.shape[1] + 2
         ring = vertical.up.shape[1] * columns
-        band = (_fir.DEEP + len(vertical.taps) + _fir.GROUP) * _fir.WIDTH
+        item = self.dtype.itemsize
+        band = _band_bytes(high, wide, len(vertical.taps) + _fir.GROUP, len(horizontal.taps) + _fir.GROUP, item)
         places = sum(axis.coarse(Interval(0, count)).length + _fir.GROUP for axis, count in zip(self.axes, (rows, columns), strict=True))
-        return (filtered + ring + band) * self.dtype.itemsize + 8 * places
+        return (high * wide + ring) * item + band + 8 * places
+
+
+def _band_bytes(rows: int, columns: int, down: int, along: int, item: int) -> int:
+    """What `_fir.correlate` works in while it makes so much of an output: rows of a fixed width, of which narrow ones touch a part."""
+    touched = min(_fir.WIDTH * item, (columns * item // PAGE_BYTES + 2) * PAGE_BYTES)
+    return (down + 1 + min(_fir.DEEP, rows)) * touched + min(_fir.WIDTH, columns) * item + 2 * along * item
 
 
 def _longer(index: np.ndarray, count: int) -> np.ndarray:

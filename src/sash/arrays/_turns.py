@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from typing import Any
 
 
 def run_in_turn(
     pool: Executor,
-    tasks: Sequence[Callable[[], Any]],
+    tasks: Iterable[Callable[[], Any]],
     window: int,
     ended: Callable[[int], None],
     moved: Callable[[int], None] | None = None,
