@@ -92,8 +92,8 @@ def job_seconds(job: Job, cuts: Iterable[Cut], rates: ArrayRates) -> float:
         tall, wide = ceil(stage.shape[0] / cut.rows), ceil(stage.shape[1] / cut.columns)
         tasks = tall * wide * max(planes // max(prod(cut.lead), 1), 1)
         seconds = planes * stage_seconds(stage, rates) * _again(stage, cut)
-        # A last round in which only some have work takes as long as another.
-        turns = ceil(tasks / cut.workers) * cut.workers / tasks
+        # A last round in which only some have work takes as long as another; each band of columns has one.
+        turns = ceil(tall / cut.workers) * cut.workers / tall if wide > 1 else ceil(tasks / cut.workers) * cut.workers / tasks
         total += seconds * turns / cut.workers + _once_s(stage, rates)
     return total
 

@@ -43,8 +43,10 @@ MODES = ("same", "valid", "full")
 METHODS = ("auto", "separable", "fft")
 ROUNDING = {"float32": 4e-7, "float64": 1e-14}
 """What sums in these types can be off by, as a share of the largest sample times the sum of the kernel's absolute taps."""
-SIDES_TRIED = (256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144)
-"""Of tiles: larger ones have more whole outputs, and fall out of caches."""
+SIDES_TRIED = (256, 512, 768, 1024, 1536, 2048, 3072, 4096, 4608, 5120, 6144)
+"""Of tiles, about: larger ones have more whole outputs, and fall out of caches."""
+EVEN = 16
+"""Transforms of lengths that are multiples of it take two fifths of the time of odd ones, and nine tenths of that of multiples of 4."""
 HOPELESS = 3.0
 """Times as long as transforms from which on outer products are not counted out."""
 
@@ -217,18 +219,20 @@ def _ways(asked: _Asked, rates: ArrayRates) -> Iterator[Way]:
 
 
 def _side(outputs: int, taps: int, most: int) -> int:
-    """A side of tiles: quick to transform, near `most` where the axis is long and the kernel short enough."""
+    """A side of tiles: quick to transform; on a long axis, where the kernel allows it, near `most` and so that tiles come out even."""
     whole = _quick(outputs + taps - 1)
     if whole <= most:
         return whole
     if taps == 1:
         return min(outputs, most)
-    return _quick(max(most, taps + taps // 4))
+    count = ceil(outputs / max(most - taps + 1, taps // 4 + 1))
+    return _quick(ceil(outputs / count) + taps - 1)
 
 
 def _quick(length: int) -> int:
-    """The least length from there on that is quick to transform."""
-    return int(next_fast_len(length, True) or length)
+    """The least length from there on, or one hardly longer, that is quick to transform."""
+    even = min(EVEN, 1 << max(length // EVEN, 1).bit_length() - 1)
+    return even * int(next_fast_len(ceil(length / even), True) or ceil(length / even))
 
 
 def _least_terms(kernel: np.ndarray, tolerance: float, enough: int) -> int:

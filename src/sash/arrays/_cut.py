@@ -39,8 +39,9 @@ def cut(made: Pass, sink: Sink, room: int, workers: int) -> tuple[Cut | None, in
 
 
 def _halvings(made: Pass, sink: Sink) -> list[int]:
-    """Widths of bands: all columns, and ever half as many, whole grains of them."""
+    """Widths of bands: all columns, and ever half as many, whole grains of them, or tiles."""
     width, grain = made.stage.shape[1], max(made.written.grain(sink.grain)[2], made.written.step)
+    grain = made.stage.unit[1] if grain == 1 else grain
     found = [width]
     while found[-1] > max(grain, LEAST_COLUMNS):
         found.append(max(ceil(found[-1] / 2 / grain), 1) * grain)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from threading import local
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,7 +63,7 @@ class OverlapSave:
 
     def run(self, near: Near, rows: Interval, columns: Interval, out: np.ndarray) -> None:
         high, wide = self.whole
-        room = _Room.of(self)
+        room = self._kept.room = self._kept.room or _Room.of(self)
         for top in range(0, rows.length, high):
             for left in range(0, columns.length, wide):
                 part = out[top : top + high, left : left + wide]
@@ -104,6 +105,10 @@ class OverlapSave:
             there *= kernel[some]
             torch.fft.ifft(there, out=here)
             spectrum[:, some] = here.T
+
+    @cached_property
+    def _kept(self) -> _Kept:
+        return _Kept()
 
     @cached_property
     def _kernel_spectrum(self) -> Tensor:
@@ -150,7 +155,7 @@ class OverlapSave:
 
 @dataclass(frozen=True, eq=False)
 class _Room:
-    """What a task works in, tile after tile: blocks that come and go would cost new pages each time."""
+    """What a thread works in, tile after tile: blocks that come and go would cost new pages each time."""
 
     spectrum: Tensor
     lines: Tensor
@@ -169,6 +174,12 @@ class _Room:
         lines = torch.empty(rows, made.tile[1], dtype=torch.float32 if made.dtype == np.float32 else torch.float64)
         half, one, other = (torch.empty(shape, dtype=kind) for shape in ((rows, wide), (columns, high), (columns, high)))
         return cls(torch.empty(made.spectrum_shape, dtype=kind), lines, half, (one, other))
+
+
+class _Kept(local):
+    """What each thread has."""
+
+    room: _Room | None = None
 
 
 def _complex(dtype: np.dtype) -> Any:
