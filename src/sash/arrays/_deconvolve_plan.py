@@ -38,6 +38,8 @@ class Work(Protocol):
 
     def peak_bytes(self, sizes: Sizes, sink: Sink) -> int: ...
 
+    def read_bytes(self, sizes: Sizes) -> int: ...
+
     def ways(self, workers: int, sink: Sink, filed: bool, most_between: int) -> Iterator[Sizes]: ...
 
 
@@ -126,7 +128,8 @@ def _planned(
         passes=seen.work.passes,
         budget_bytes=budget,
         peak_bytes=peak,
-        read_bytes=2 * prod(source.shape) * source.dtype.itemsize,
+        # The data are looked at once before.
+        read_bytes=prod(source.shape) * source.dtype.itemsize + seen.work.read_bytes(sizes),
         written_bytes=prod(seen.shape) * seen.dtype.itemsize,
         wall_s=None,
         error=seen.error,

@@ -85,7 +85,7 @@ def plan_job(job: Job, source: Source, out: Any, options: Options) -> Planned:
         raise does_not_fit(job.operation, bytes_held, budget, not filed, job.method)
     # A cluster holds more; it takes the way that threads would all the same, since another one's last bits differ.
     weighed = (_cuts(job, source, out, budget, Seats(seats.threads), shards)[0] if seats.apart else None) or cuts
-    return Planned(job, weighed, cuts, shards, _told(job, source, cuts, budget, bytes_held, seats), seats)
+    return Planned(job, weighed, cuts, shards, _told(job, source, filed, cuts, budget, bytes_held, seats), seats)
 
 
 def _cuts(
@@ -108,7 +108,7 @@ def _cuts(
     return (whole if len(whole) == len(cuts) else None), most
 
 
-def _told(job: Job, source: Source, cuts: tuple[Cut, ...], budget: int, peak: int, seats: Seats) -> ArrayPlan:
+def _told(job: Job, source: Source, filed: bool, cuts: tuple[Cut, ...], budget: int, peak: int, seats: Seats) -> ArrayPlan:
     last, found = job.steps[-1], cuts[-1]
     height, width = last.stage.shape
     tasks = sum(made.count(one) for made, one in zip(passes(job, source, False), cuts, strict=True))
@@ -123,7 +123,7 @@ def _told(job: Job, source: Source, cuts: tuple[Cut, ...], budget: int, peak: in
         passes=len(job.steps),
         budget_bytes=budget,
         peak_bytes=peak,
-        read_bytes=prod(source.shape) * source.dtype.itemsize,
+        read_bytes=passes(job, source, filed, seats.apart)[0].read_bytes(cuts[0]),
         written_bytes=prod(job.shape) * job.dtype.itemsize,
         wall_s=None,
         error=job.error,

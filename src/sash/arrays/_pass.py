@@ -23,6 +23,8 @@ from sash.window import Interval
 
 FEW = 12
 """Tasks in a row that are looked at where there are many alike."""
+MANY = 256
+"""Pieces of an axis up to which each is looked at for what it reads."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,22 @@ class Pass:
             rings, window = (workers, 1) if self.apart else (1, workers)
             found = max(found, workers * task + (rings * around.ring_bytes(window) if self.table is None else 0))
         return found + max(self.apart, 1) * self.stage.held_bytes
+
+    def read_bytes(self, cut: Cut) -> int:
+        """Bytes that the tasks read of the source, what several of them read counted as often; of an array in memory, its own."""
+        if self.table is not None:
+            return prod(self.source.shape) * self.source.dtype.itemsize
+        tops, bands = self._edges(cut)
+        alone = _weighed(tops) if self.apart else [(Interval(0, self.stage.shape[0]), 1)]
+        found = 0
+        for lead, planes in _weighed(list(self.written.leads(cut.lead))):
+            for columns, many in _weighed(bands):
+                for rows, times in alone:
+                    near = self.stage.reads(rows, columns)[0].clip(self.read.size[0])
+                    runs = self.around([Part(lead, rows, columns)]).held if near.length else []
+                    boxes = (self.read.box(Part(lead, near, run)) for run in runs)
+                    found += planes * many * times * sum(map(self.source.read_bytes, boxes))
+        return found
 
     def _kinds(self, cut: Cut) -> list[Sequence[Part]]:
         """Tasks in a row of which some hold the most: of the first group, one in the middle, and the last."""
@@ -309,6 +327,13 @@ def _distinct(places: np.ndarray) -> np.ndarray:
     there = np.zeros(last - first + 1, bool)
     there[places - first] = True
     return np.flatnonzero(there) + first
+
+
+def _weighed(items: Sequence[Any]) -> list[tuple[Any, int]]:
+    """All of them, once each; of a great many the first, the last, and one for those between."""
+    if len(items) <= MANY:
+        return [(one, 1) for one in items]
+    return [(items[0], 1), (items[len(items) // 2], len(items) - 2), (items[-1], 1)]
 
 
 def _largest(parts: Sequence[Interval], reads: Callable[[Interval], Interval]) -> list[Interval]:

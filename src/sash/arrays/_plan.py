@@ -41,7 +41,7 @@ class ArrayPlan:
     peak_bytes: int
     """Bytes held at once, at most: input and output where those count, rows that are read, what is made and written, and work space."""
     read_bytes: int
-    """Bytes that are read of the input."""
+    """Bytes that are read of the input, all of its own counted as often as tasks read them."""
     written_bytes: int
     """Bytes of the output."""
     wall_s: float | None

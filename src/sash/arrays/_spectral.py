@@ -195,6 +195,19 @@ class Filtered:
         del found
         self._write(sink, part, made)
 
+    def read_bytes(self, sizes: Sizes) -> int:
+        """Bytes that tasks read of the source: each number once, and what is decoded with it."""
+        height, width = self.planes.size
+        down, along = (sizes.rows, width) if self.lines[0] is None or self.lines[1] is not None else (height, sizes.columns)
+        lead = next(iter(self.planes.leads(sizes.lead)))
+        parts = [
+            Part(lead, Interval(top, min(top + down, height)), Interval(left, min(left + along, width)))
+            for top in range(0, height, down)
+            for left in range(0, width, along)
+        ]
+        found = sum(self.source.read_bytes(self.planes.box(part)) for part in parts)
+        return found * prod(self.planes.shape[: self.planes.lead]) // prod(one.length for one in lead)
+
     def task_bytes(self, sizes: Sizes, sink: Sink) -> int:
         """Bytes that a task holds at most."""
         down, along = self.lines

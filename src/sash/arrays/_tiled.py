@@ -74,10 +74,7 @@ class Tiled:
 
     def groups(self, sizes: Sizes) -> Sequence[Sequence[Phase]]:
         """One group: phases over all planes."""
-        height, width = self.planes.size
-        tops = [Interval(top, min(top + sizes.rows, height)) for top in range(0, height, sizes.rows)]
-        lefts = [Interval(left, min(left + sizes.columns, width)) for left in range(0, width, sizes.columns)]
-        parts = [Part(lead, rows, columns) for lead in self.planes.leads(sizes.lead) for rows, columns in product(tops, lefts)]
+        parts = [Part(lead, rows, columns) for lead in self.planes.leads(sizes.lead) for rows, columns in self._parts(sizes)]
         if not self.iterations:
             return [[Phase([partial(self._adjoint, part) for part in parts], None, self.dtype)]]
         last = len(self.iterations) - 1
@@ -133,6 +130,24 @@ class Tiled:
         counts = [one.length for one in lead]
         index = np.unravel_index(place, counts) if counts else ()
         return tuple(Interval(one.start + int(own), one.start + int(own) + 1) for one, own in zip(lead, index, strict=True)), channel
+
+    def read_bytes(self, sizes: Sizes) -> int:
+        """Bytes that tasks read of the source: in each phase every region's samples, once for each channel that it has."""
+        found = 0
+        lead = (Interval(0, 1),) * self.planes.lead
+        for rows, columns in self._parts(sizes):
+            for region in self.grid.meeting(rows, columns):
+                down = [one for one, _ in _inside(region.around[0], self.planes.size[0], 1)]
+                along = [one for one, _ in _inside(region.around[1], self.planes.size[1], self.planes.step)]
+                found += sum(self.source.read_bytes(self.planes.box(Part(lead, *one))) for one in product(down, along))
+        return self.passes * found * self.planes.channels * prod(self.planes.shape[: self.planes.lead])
+
+    def _parts(self, sizes: Sizes) -> list[tuple[Interval, Interval]]:
+        """Rows and columns that tasks make."""
+        height, width = self.planes.size
+        tops = [Interval(top, min(top + sizes.rows, height)) for top in range(0, height, sizes.rows)]
+        lefts = [Interval(left, min(left + sizes.columns, width)) for left in range(0, width, sizes.columns)]
+        return list(product(tops, lefts))
 
     def task_bytes(self, sizes: Sizes, sink: Sink) -> int:
         """Bytes that a task holds at most."""
