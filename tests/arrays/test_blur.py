@@ -286,7 +286,8 @@ def test_a_source_that_changed_since_is_not_gone_on_with(tmp_path):
     with pytest.raises(InputError, match=r"other things changed: source"):
         arrays.blur(tmp_path / "in.npy", 3, tmp_path / "out.npy", budget="3 MB", workers=2)
     arrays.blur(tmp_path / "in.npy", 3, tmp_path / "out.npy", budget="3 MB", workers=2, restart=True)
-    assert (np.load(tmp_path / "out.npy") == 1).all()
+    # Taps that are rounded to fp32 add up to 1 but for a rounding.
+    assert np.abs(np.load(tmp_path / "out.npy") - 1).max() <= 5e-7
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 12)), min_size=1, max_size=12), st.integers(1, 4), st.randoms())

@@ -101,7 +101,7 @@ def test_what_does_not_fit_is_not_chosen(monkeypatch):
     source, sigma = RNG.random((300, 4000), dtype=np.float32), 4.0
     out = np.empty_like(source)
     usual = array_rates()
-    slow = MappingProxyType({**usual.values, "f32.taps.group_s": 1e-6})
+    slow = MappingProxyType({**usual.values, "f32.taps.tap_s": 1e-6})
     monkeypatch.setattr("sash.arrays._blur.array_rates", lambda: replace(usual, values=slow))
     least = {}
     for name in ("direct", "multirate"):

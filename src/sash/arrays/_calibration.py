@@ -19,7 +19,6 @@ from scipy.optimize import nnls
 
 from sash.arrays._border import places
 from sash.arrays._choose import spline_features
-from sash.arrays._fir import GROUP
 from sash.arrays._gaussian import Direct, multirate
 from sash.arrays._job import Job, Step, plan_job, run_job
 from sash.arrays._overlap_save import OverlapSave, one_thread_each
@@ -77,19 +76,19 @@ def _filters(pool: ThreadPoolExecutor, threads: int, dtype: np.dtype) -> dict[st
     for axes in pairs:
         stages += [Thinned(axes, dtype, "reflect"), Restored(axes, dtype)]
     seen = _swept(pool, threads, stages)
-    groups = np.array([2 * -(-taps // GROUP) for taps in TAPS], float)
-    sample, group = _law(np.stack([np.ones(len(TAPS)), groups], 1), np.array(seen[: len(TAPS)]))
+    both = 2 * np.array(TAPS, float)
+    sample, tap = _law(np.stack([np.ones(len(TAPS)), both], 1), np.array(seen[: len(TAPS)]))
     rows, left = [], []
     for axes, down_s, up_s in zip(pairs, seen[len(TAPS) :: 2], seen[len(TAPS) + 1 :: 2], strict=True):
         share = axes[0].count * axes[1].count / np.prod(PLANE)
         taken = down_s * share + up_s
-        taken -= share * (sample + group * sum(-(-len(axis.taps) // GROUP) for axis in axes))
+        taken -= share * (sample + tap * sum(len(axis.taps) for axis in axes))
         rows.append(spline_features(*axes))
         left.append(max(taken, 0.2 * sample))
     found = _law(np.array(rows, float), np.array(left))
     return {
         "taps.sample_s": sample,
-        "taps.group_s": group,
+        "taps.tap_s": tap,
         **{f"splines.{name}_s": value for name, value in zip(SPLINE_FEATURES, found, strict=True)},
     }
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from sash.arrays._fir import GROUP
 from sash.arrays._gaussian import Direct, Filter
 from sash.arrays._job import Job, Planned, Step, plan_job
 from sash.arrays._overlap_save import OverlapSave
@@ -154,13 +153,13 @@ def tiles_of(stage: OverlapSave) -> int:
 def axis_seconds(found: Filter, rates: ArrayRates, kind: str) -> float:
     """About what one axis of a separable filter adds to a sample: to compare filters of one axis."""
     if isinstance(found, Direct):
-        return ceil(len(found.weights) / GROUP) * rates[f"{kind}.taps.group_s"]
+        return len(found.weights) * rates[f"{kind}.taps.tap_s"]
     axis = Coarse.of(1 << 20, found)
     return _splines_s((axis, axis), kind, rates) / 2
 
 
 def _taps_s(taps: tuple[int, int], kind: str, rates: ArrayRates) -> float:
-    return rates[f"{kind}.taps.sample_s"] + sum(ceil(one / GROUP) for one in taps) * rates[f"{kind}.taps.group_s"]
+    return rates[f"{kind}.taps.sample_s"] + sum(taps) * rates[f"{kind}.taps.tap_s"]
 
 
 def _splines_s(axes: tuple[Coarse, Coarse], kind: str, rates: ArrayRates) -> float:

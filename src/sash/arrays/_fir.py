@@ -1,13 +1,14 @@
-"""Taps along the rows and columns of a plane, compiled by numba: at every sample, down to every step-th, and up again.
+"""Taps along the rows and columns of a plane, compiled by numba.
 
 A plane is a table of rows, which need not lie in order: `rows` says which of the table's rows each row of the neighbourhood is, so that
 borders, and rows that move through a ring in memory, cost no copies. `columns` is the same of columns, and `run` says which of them lie in
 the table one after the other, and need not be looked up: from which column of the neighbourhood on, where in the table that one is, and
 how many there are. Places below 0 stand for samples of the value `fill`.
 
-Every function works on its own part of the output, lets go of the interpreter's lock, and makes the same bits however the work is cut:
-products are added in one order, by fused multiply-add that is asked for by name. Were the compiler free to reorder and to fuse, it would
-do so in one way where it takes many samples at once and in another where few are left.
+Rows are summed first, eight at a time, into lines that stay in a cache, and lines are then filtered along into the output. Every function
+works on its own part of the output, lets go of the interpreter's lock, and makes the same bits however the work is cut: products are added
+in one order, by fused multiply-add that is asked for by name. Were the compiler free to reorder and to fuse, it would do so in one way
+where it takes many samples at once and in another where few are left.
 """
 
 from __future__ import annotations
@@ -18,15 +19,23 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-WIDTH = 4096
-"""Columns worked on at a time."""
-DEEP = 32
-"""Rows filtered along before they are filtered across: together some 600 KB of fp32, which stays in the second-level cache."""
-GROUP = 8
-"""Taps are filled up with zeros to a multiple of it: eight in one sweep keep multiplications, not memory, the limit."""
+from sash.arrays import _vectors
 
-_U = np.uintp  # of places: signed ones are asked at every access whether they count from the end
-_1, _2, _3, _4, _5, _6, _7, _8 = (_U(n) for n in range(1, 9))
+ROWS = 8
+"""Of output that are summed at once."""
+CHAIN = 32
+"""Products that are added one after the other: the parts of longer sums are added up, whose roundings are fewer."""
+LINE_BYTES, LEAST_LINE_BYTES = 32 << 10, 4 << 10
+"""Of a line: long ones are read from memory at its best."""
+NEAR_BYTES = 640 << 10
+"""Of the samples under a line's taps, which should stay in the second-level cache until the next rows are summed."""
+APART_BYTES = 192
+"""Between lines, that none lies a whole page after another: such share their places in the first-level cache."""
+
+_BYTES, _MANY = _vectors.BYTES, _vectors.MANY
+_EIGHT, _FOUR = (_vectors.across(rows, _MANY // rows) for rows in (8, 4))
+_ONE, _NARROW, _NUMBER = (_vectors.across(1, vectors) for vectors in (_MANY // 2, 1, 0))
+_LONG, _SHORT, _SINGLE = (_vectors.along(vectors) for vectors in (_MANY // 2, 1, 0))
 
 
 def _fma(typing, x, y, z):
@@ -43,125 +52,160 @@ fma: Any = intrinsic(_fma)
 """fma(x, y, z) in a compiled function: x·y + z, rounded once, in the type of x."""
 
 
-def grouped(taps: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The taps in the type of the sums, filled up to whole groups."""
-    return np.pad(taps, (0, -len(taps) % GROUP)).astype(dtype)
+def line_samples(down: int, along: int, columns: int, itemsize: int) -> int:
+    """Outputs in a line, where so many taps are across and along it."""
+    most = max(min(NEAR_BYTES // (down + 2 * ROWS), LINE_BYTES), LEAST_LINE_BYTES) // itemsize
+    # What lies under the taps beside a line is summed twice.
+    most = max(most, 4 * along)
+    lines = -(-columns // most)
+    return -(-columns // lines) if lines else 0
 
 
-@njit(nogil=True, cache=True)
-def _eight(u, a, b, c, d, e, f, g, h):
-    """The sum of eight products, in the one order that all of this file adds in."""
-    low = fma(u[3], d, fma(u[2], c, fma(u[1], b, u[0] * a)))
-    return low + fma(u[7], h, fma(u[6], g, fma(u[5], f, u[4] * e)))
+def scratch_bytes(down: int, along: int, rows: int, columns: int, itemsize: int) -> int:
+    """Of `correlate`: lines, and where its rows are."""
+    lines = ROWS * _pitch(line_samples(down, along, columns, itemsize) + along, itemsize) * itemsize
+    return lines + 3 * 8 * (rows + down)
 
 
-@njit(nogil=True, cache=True)
-def _along(source, taps, out, length):
-    """out[x] becomes the sum over k of taps[k]·source[x + k]."""
-    for k in range(0, taps.size, GROUP):
-        s, v = source[k:], taps[k : k + GROUP]
-        u = (v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7])
-        if k == 0:
-            for x in range(_U(length)):
-                out[x] = _eight(u, s[x], s[x + _1], s[x + _2], s[x + _3], s[x + _4], s[x + _5], s[x + _6], s[x + _7])
-        else:
-            for x in range(_U(length)):
-                out[x] += _eight(u, s[x], s[x + _1], s[x + _2], s[x + _3], s[x + _4], s[x + _5], s[x + _6], s[x + _7])
+def _pitch(samples: int, itemsize: int) -> int:
+    return (-(-samples * itemsize // 4096) * 4096 + APART_BYTES) // itemsize
 
 
-@njit(nogil=True, cache=True)
-def _across(band, first, taps, upper, lower, length):
-    """Two rows of output: the sums over k of taps[k] times the band's row first + k, and first + 1 + k."""
-    w = _U(WIDTH)
-    for k in range(0, taps.size, GROUP):
-        i, v = _U(first + k) * w, taps[k : k + GROUP]
-        u = (v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7])
-        if k == 0:
-            for x in range(_U(length)):
-                p = i + x
-                r1, r2, r3, r4 = band[p + w], band[p + _2 * w], band[p + _3 * w], band[p + _4 * w]
-                r5, r6, r7 = band[p + _5 * w], band[p + _6 * w], band[p + _7 * w]
-                upper[x] = _eight(u, band[p], r1, r2, r3, r4, r5, r6, r7)
-                lower[x] = _eight(u, r1, r2, r3, r4, r5, r6, r7, band[p + _8 * w])
-        else:
-            for x in range(_U(length)):
-                p = i + x
-                r1, r2, r3, r4 = band[p + w], band[p + _2 * w], band[p + _3 * w], band[p + _4 * w]
-                r5, r6, r7 = band[p + _5 * w], band[p + _6 * w], band[p + _7 * w]
-                upper[x] += _eight(u, band[p], r1, r2, r3, r4, r5, r6, r7)
-                lower[x] += _eight(u, r1, r2, r3, r4, r5, r6, r7, band[p + _8 * w])
+def correlate(
+    table: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    run: tuple[int, int, int],
+    fill: float,
+    down: np.ndarray,
+    along: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """out[y, x] becomes the sum over k, l of down[k]·along[l]·sample(rows[y + k], columns[x + l]); taps and output of one type.
 
-
-@njit(nogil=True, cache=True)
-def _looked_up(source, columns, fill, taps, line, start, stop, out, first):
-    """out[x - first] for x from start to stop, by samples whose places are looked up, each once."""
-    if stop <= start:
-        return
-    for n in range(stop - start + taps.size):
-        place = columns[start + n]
-        line[n] = fill if place < 0 else source[place]
-    _along(line, taps, out[start - first : stop - first], stop - start)
-
-
-@njit(nogil=True, cache=True)
-def _filtered_row(row, columns, run, fill, taps, line, start, stop, out):
-    """out[x - start] for x from start to stop: taps along one row of the table."""
-    left, first, count = run
-    low, high = max(start, left), min(stop, left + count - taps.size)
-    if high > low:
-        inside = row[first + low - left : first + high - left + taps.size]
-        if row.dtype == taps.dtype:
-            _along(inside, taps, out[low - start : high - start], high - low)
-        else:
-            for x in range(inside.size):
-                line[x] = inside[x]
-            _along(line, taps, out[low - start : high - start], high - low)
-    _looked_up(row, columns, fill, taps, line, start, min(low, stop), out, start)
-    _looked_up(row, columns, fill, taps, line, max(low, high), stop, out, start)
-
-
-@njit(nogil=True, cache=True)
-def _stored(line, out):
-    """The numbers in the output's type: whole ones rounded to the nearest, and kept in its range by the caller's types."""
-    for x in range(out.size):
-        out[x] = line[x]
-
-
-@njit(nogil=True, cache=True)
-def correlate(table, rows, columns, run, fill, down, along, out):
-    """out[y, x] becomes the sum over k, l of down[k]·along[l]·sample(rows[y + k], columns[x + l]); taps by `grouped`.
-
-    `rows` has out.shape[0] + down.size entries, `columns` out.shape[1] + along.size.
+    `rows` has out.shape[0] + down.size - 1 entries, `columns` out.shape[1] + along.size - 1.
     """
+    assert table.strides[1] == table.itemsize or table.shape[1] <= 1
+    assert out.dtype == down.dtype == along.dtype
+    assert len(rows) >= len(out) + len(down) - 1
+    assert len(columns) >= out.shape[1] + len(along) - 1
+    if not out.size:
+        return
+    samples = line_samples(down.size, along.size, out.shape[1], out.itemsize)
+    lines = np.empty((ROWS, _pitch(samples + along.size, out.itemsize)), out.dtype)
+    at = rows * table.strides[0] + table.__array_interface__["data"][0]
+    real = np.flatnonzero(rows >= 0)
+    inside = (int(real[0]), int(real[-1]) + 1) if len(real) else (0, 0)
+    _correlate(table, at, inside, columns, run, down.dtype.type(fill), down, along, samples, lines, out)
+
+
+@njit(nogil=True, cache=True)
+def _correlate(table, at, inside, columns, run, fill, down, along, samples, lines, out):
+    """`correlate`, with the addresses of rows, and which of them there are."""
     height, width = out.shape
-    span = down.size + 1
-    deep = span + min(DEEP, height)
-    band = np.empty(deep * WIDTH, down.dtype)
-    line = np.empty(WIDTH + along.size, down.dtype)
-    blank = down.dtype.type(fill) * along.sum()
-    for start in range(0, width, WIDTH):
-        stop = min(start + WIDTH, width)
-        wide = stop - start
-        base, filled = 0, 0
-        for y in range(0, height, 2):
-            first = y - base
-            if first + span > deep:
-                for r in range(filled - first):
-                    _stored(band[(first + r) * WIDTH : (first + r) * WIDTH + wide], band[r * WIDTH : r * WIDTH + wide])
-                filled, base, first = filled - first, y, 0
-            while filled < first + span:
-                place = rows[min(base + filled, rows.size - 1)]
-                along_row = band[filled * WIDTH : filled * WIDTH + wide]
-                if place < 0:
-                    along_row[:] = blank
+    left, first, count = run
+    top, bottom = inside
+    for start in range(0, width, samples):
+        stop = min(start + samples, width)
+        near = stop - start + along.size - 1
+        low = min(max(left - start, 0), near)
+        high = max(min(left + count - start, near), low)
+        shift = first + start - left  # from a place in a line to its column in the table
+        y = 0
+        while y < height:
+            rows = 1
+            if y >= top:
+                if down.size >= 8 and y + 8 <= height and y + 7 + down.size <= bottom:
+                    rows = 8
+                elif down.size >= 4 and y + 4 <= height and y + 3 + down.size <= bottom:
+                    rows = 4
+            # Taps over rows that there are, and what the others add.
+            begin = min(max(top - y, 0), down.size)
+            end = max(min(bottom - y, down.size), begin)
+            beyond = fill * (down[:begin].sum() + down[end:].sum())
+            _summed(table, at, y, rows, shift + low, down, begin, end, lines, low, high - low)
+            if begin > 0 or end < down.size:
+                _moved(lines[0, low:high], end > begin, beyond)
+            for r in range(rows):
+                line = lines[r]
+                for n in range(near - (high - low)):
+                    n += 0 if n < low else high - low
+                    place = columns[start + n]
+                    if place < 0:
+                        line[n] = fill * down.sum()
+                    elif low <= place - shift < high:
+                        line[n] = line[place - shift]
+                    else:
+                        _summed(table, at, y + r, 1, place, down, begin, end, lines[r : r + 1], n, 1)
+                        if begin > 0 or end < down.size:
+                            _moved(line[n : n + 1], end > begin, beyond)
+                _filtered(line, along, out[y + r, start:stop])
+            y += rows
+
+
+@njit(nogil=True, cache=True)
+def _moved(line, made, by):
+    """Sums, with what rows beyond the ends add to them."""
+    for x in range(line.size):
+        line[x] = line[x] + by if made else by
+
+
+@njit(nogil=True, cache=True)
+def _chain(k, end):
+    """How many of the taps from k on are added one after the other; the last ones are no fewer than the rows of a tile."""
+    return end - k if end - k < CHAIN + ROWS else CHAIN
+
+
+@njit(nogil=True, cache=True)
+def _summed(table, at, first, rows, column, taps, begin, end, lines, place, length):
+    """Lines from a place on: sums of rows of the table, each times its tap, from column to column + length."""
+    pitch, lanes = lines.shape[1], _BYTES // lines.itemsize
+    wide = lanes * (_MANY // rows if rows > 1 else _MANY // 2)
+    if length >= wide:
+        for x in range(0, length, wide):
+            x = min(x, length - wide)  # the last ones are made twice where they are no whole tile
+            k = begin
+            while k < end:
+                count = _chain(k, end)
+                if rows == 8:
+                    _EIGHT(table, at, first + k, column + x, taps, k, count, lines, place + x, pitch, k > begin)
+                elif rows == 4:
+                    _FOUR(table, at, first + k, column + x, taps, k, count, lines, place + x, pitch, k > begin)
                 else:
-                    _filtered_row(table[place], columns, run, fill, along, line, start, stop, along_row)
-                filled += 1
-            upper = out[y, start:stop]
-            if y + 1 < height:
-                _across(band, first, down, upper, out[y + 1, start:stop], wide)
+                    _ONE(table, at, first + k, column + x, taps, k, count, lines, place + x, pitch, k > begin)
+                k += count
+        return
+    wide = lanes if length >= lanes else 1
+    for r in range(rows):
+        for x in range(0, length, wide):
+            x = min(x, length - wide)
+            k = begin
+            while k < end:
+                count, own = _chain(k, end), r * pitch + place + x
+                if wide == 1:
+                    _NUMBER(table, at, first + r + k, column + x, taps, k, count, lines, own, pitch, k > begin)
+                else:
+                    _NARROW(table, at, first + r + k, column + x, taps, k, count, lines, own, pitch, k > begin)
+                k += count
+
+
+@njit(nogil=True, cache=True)
+def _filtered(line, taps, out):
+    """out[x] becomes the sum over k of taps[k]·line[x + k]."""
+    lanes, length, end = _BYTES // line.itemsize, out.size, taps.size
+    wide = lanes * _MANY // 2 if length >= lanes * _MANY // 2 else lanes if length >= lanes else 1
+    for x in range(0, length, wide):
+        x = min(x, length - wide)
+        k = 0
+        while k < end:
+            count = _chain(k, end)
+            if wide == 1:
+                _SINGLE(line, x + k, taps, k, count, out, x, k > 0)
+            elif wide == lanes:
+                _SHORT(line, x + k, taps, k, count, out, x, k > 0)
             else:
-                _across(band, first, down, upper, line[:wide], wide)
+                _LONG(line, x + k, taps, k, count, out, x, k > 0)
+            k += count
 
 
 def converted(made: np.ndarray, out: np.ndarray) -> None:

@@ -19,7 +19,7 @@ from sash.arrays._running import processors
 from sash.cache import alone, forget, keep, kept_path, processor
 from sash.errors import InputError, SashError
 
-_SCHEMA = "sash.array-rates/1"
+_SCHEMA = "sash.array-rates/2"
 _OVERRIDE = "SASH_ARRAY_RATES"
 """Environment variable naming a file of rates to use instead of this machine's own."""
 _LIMIT_S = 300
@@ -29,7 +29,7 @@ SIDES = {"f32": (256, 1024, 4096), "f64": (256, 1024)}
 KINDS = ("f32", "f64")
 SPLINE_FEATURES = ("sample", "tap", "between", "thinned")
 """Of a plane between two rates, by the names of their rates: `_choose.spline_features`."""
-_FILTERS = ("taps.sample_s", "taps.group_s", *(f"splines.{name}_s" for name in SPLINE_FEATURES))
+_FILTERS = ("taps.sample_s", "taps.tap_s", *(f"splines.{name}_s" for name in SPLINE_FEATURES))
 NAMES = (
     "job.s",
     "pass.s",

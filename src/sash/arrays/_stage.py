@@ -13,9 +13,6 @@ from sash.arrays._border import Boundary
 from sash.arrays._gaussian import Direct, Filter
 from sash.window import Interval
 
-PAGE_BYTES = 4096
-"""What the system gives memory by."""
-
 
 @dataclass(frozen=True, eq=False)
 class Near:
@@ -82,7 +79,7 @@ class Correlate:
 
     def reads(self, rows: Interval, columns: Interval) -> tuple[Interval, Interval]:
         sides = zip((rows, columns), self.before, (self._down.size, self._along.size), strict=True)
-        top, left = (Interval(part.start - before, part.stop - before + taps) for part, before, taps in sides)
+        top, left = (Interval(part.start - before, part.stop - before + taps - 1) for part, before, taps in sides)
         return top, left
 
     def run(self, near: Near, rows: Interval, columns: Interval, out: np.ndarray) -> None:
@@ -92,15 +89,15 @@ class Correlate:
     unit = (1, 1)
 
     def scratch_bytes(self, rows: int, columns: int) -> int:
-        return _band_bytes(rows, columns, self._down.size, self._along.size, self.dtype.itemsize)
+        return _fir.scratch_bytes(self._down.size, self._along.size, rows, columns, self.dtype.itemsize)
 
     @cached_property
     def _down(self) -> np.ndarray:
-        return _fir.grouped(self.down, self.dtype)
+        return np.ascontiguousarray(self.down, self.dtype)
 
     @cached_property
     def _along(self) -> np.ndarray:
-        return _fir.grouped(self.along, self.dtype)
+        return np.ascontiguousarray(self.along, self.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,14 +225,9 @@ class Restored:
     def run(self, near: Near, rows: Interval, columns: Interval, out: np.ndarray) -> None:
         vertical, horizontal = self.axes
         high, wide = vertical.between(rows), horizontal.between(columns)
-        down, along = (_fir.grouped(axis.taps, self.dtype) for axis in self.axes)
+        down, along = (axis.taps.astype(self.dtype) for axis in self.axes)
         filtered = np.empty((high.length, wide.length), self.dtype)
-        # Taps are filled up to whole groups: with zeros, which meet the last samples again.
-        tops, lefts = (
-            _longer(part, out_count + taps.size)
-            for part, out_count, taps in zip((near.rows, near.columns), filtered.shape, (down, along), strict=True)
-        )
-        _fir.correlate(near.table, tops, lefts, near.run, near.fill, down, along, filtered)
+        _fir.correlate(near.table, near.rows, near.columns, near.run, near.fill, down, along, filtered)
         up, across = vertical.up.astype(self.dtype), horizontal.up.astype(self.dtype)
         _spline.up(filtered, rows.start, up, rows.start // vertical.step, columns.start, across, columns.start // horizontal.step, out)
 
@@ -244,19 +236,7 @@ class Restored:
 
     def scratch_bytes(self, rows: int, columns: int) -> int:
         vertical, horizontal = self.axes
-        high, wide = rows // vertical.step + vertical.up.shape[1] + 2, columns // horizontal.step + horizontal.up.shape[1] + 2
-        ring = vertical.up.shape[1] * columns
-        item = self.dtype.itemsize
-        band = _band_bytes(high, wide, len(vertical.taps) + _fir.GROUP, len(horizontal.taps) + _fir.GROUP, item)
-        places = sum(axis.coarse(Interval(0, count)).length + _fir.GROUP for axis, count in zip(self.axes, (rows, columns), strict=True))
-        return (high * wide + ring) * item + band + 8 * places
-
-
-def _band_bytes(rows: int, columns: int, down: int, along: int, item: int) -> int:
-    """What `_fir.correlate` works in while it makes so much of an output: rows of a fixed width, of which narrow ones touch a part."""
-    touched = min(_fir.WIDTH * item, (columns * item // PAGE_BYTES + 2) * PAGE_BYTES)
-    return (down + 1 + min(_fir.DEEP, rows)) * touched + min(_fir.WIDTH, columns) * item + 2 * along * item
-
-
-def _longer(index: np.ndarray, count: int) -> np.ndarray:
-    return np.pad(index, (0, max(count - len(index), 0)), mode="edge")
+        high = rows // vertical.step + vertical.up.shape[1] + 2
+        wide = columns // horizontal.step + horizontal.up.shape[1] + 2
+        lines = _fir.scratch_bytes(len(vertical.taps), len(horizontal.taps), high, wide, self.dtype.itemsize)
+        return (high * wide + vertical.up.shape[1] * columns) * self.dtype.itemsize + lines
