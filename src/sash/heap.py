@@ -7,8 +7,12 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_THRESHOLD, _CEILING = -3, 32 * 2**20
-"""glibc's M_MMAP_THRESHOLD; up to where glibc moves the threshold by itself."""
+_MAPPED_FROM, _TRIMMED_FROM = -3, -1
+"""glibc's M_MMAP_THRESHOLD: bytes from which on a block has its own pages; M_TRIM_THRESHOLD: free bytes at the end of a heap that stay."""
+_CEILING = 32 * 2**20
+"""Up to where glibc moves the first by itself; the second is then twice as much."""
+_PLAIN_TRIM = 128 << 10
+"""What glibc keeps before it has moved anything."""
 
 
 @contextmanager
@@ -18,12 +22,33 @@ def blocks_given_back(mapped_from: int = 1 << 20) -> Iterator[None]:
     Blocks of several sizes follow each other, and glibc keeps freed ones below 32 MiB: a tiled run that needs 212 MiB grew the process by
     738, and by 277 with this. Afterwards the threshold stands where glibc's own adaptation ends.
     """
-    if platform.libc_ver()[0] != "glibc":
+    with _limits(mapped_from, _PLAIN_TRIM):
         yield
+
+
+@contextmanager
+def blocks_kept(mapped_from: int = 4 << 20) -> Iterator[None]:
+    """Blocks of fewer bytes that are freed stay with the process until the end, and are taken again; then the system has them back.
+
+    New pages for a block of spectra take three times as long as the transform that fills it.
+    """
+    with _limits(mapped_from, 2 * _CEILING) as library:
+        yield
+    if library is not None:
+        library.malloc_trim(0)
+
+
+@contextmanager
+def _limits(mapped_from: int, trimmed_from: int) -> Iterator[ctypes.CDLL | None]:
+    """glibc's limits, and the library, where it is that; afterwards they stand where its own adaptation ends."""
+    if platform.libc_ver()[0] != "glibc":
+        yield None
         return
     library = ctypes.CDLL(None)
-    library.mallopt(_THRESHOLD, mapped_from)
+    library.mallopt(_MAPPED_FROM, mapped_from)
+    library.mallopt(_TRIMMED_FROM, trimmed_from)
     try:
-        yield
+        yield library
     finally:
-        library.mallopt(_THRESHOLD, _CEILING)
+        library.mallopt(_MAPPED_FROM, _CEILING)
+        library.mallopt(_TRIMMED_FROM, 2 * _CEILING)

@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 
 from sash.arrays._arguments import as_given
-from sash.arrays._frames import transform_bytes
+from sash.arrays._frames import spectra_bytes, transform_bytes
 from sash.arrays._overlap import told_window
 from sash.arrays._plan import ArrayPlan, Method
 from sash.arrays._resynthesis import Inverse, inverse_of, synthesize
 from sash.arrays._room import Room, aligned
-from sash.arrays._running import MAPPED_FROM, Options, does_not_fit, fewer
+from sash.arrays._running import Options, does_not_fit, fewer
 from sash.arrays._store import Sink, open_sink, open_source
-from sash.arrays._tasks import MOST_TASK_BYTES, TURNS, Cut, longest, run_job
-from sash.arrays._written import KEPT, KEPT_APART, TASK_BYTES, chunks_of, output_kind, write_bytes
-from sash.heap import blocks_given_back
+from sash.arrays._tasks import KEPT, KEPT_APART, MOST_TASK_BYTES, TURNS, Cut, longest, run_job
+from sash.arrays._written import TASK_BYTES, chunks_of, output_kind, write_bytes
 from sash.window import Interval
 
 _WRITTEN = (".zarr", ".npy", ".wav")
@@ -129,7 +128,7 @@ class _Work:
     def run(self) -> Any:
         """The signal."""
         written = self.written_bytes
-        with blocks_given_back(MAPPED_FROM):
+        with self.cut.blocks():
             return run_job(self.told, self.out, self._facts, self._open, self._tasks, self.cut.workers, written, self.options)
 
     def _tasks(self, sink: Sink) -> list[Callable[[], None]]:
@@ -199,6 +198,7 @@ def _cut(inverse: Inverse, out: Any, options: Options, told: str) -> Cut:
             unit = chunk if kind == ".zarr" else shortest
             found = longest(unit, wanted, lambda length, n=workers, c=chunk: held + n * taken(length, c) <= budget)
             if found is not None:
-                return Cut(1, found, chunk, workers, held + workers * taken(found, chunk))
+                plain = Cut(1, found, chunk, workers, held + workers * taken(found, chunk))
+                return plain.keeping(spectra_bytes(block, size, item), budget, options.address is not None)
     least = min(taken(chunk if kind == ".zarr" else shortest, chunk) for chunk in chunks)
     raise does_not_fit(told, held + least, budget, kind == "")

@@ -16,18 +16,17 @@ import numpy as np
 
 from sash.arrays._arguments import as_given
 from sash.arrays._border import Boundary, checked_boundary
-from sash.arrays._frames import Frames, Lanes, frames_of
+from sash.arrays._frames import Frames, Lanes, frames_of, spectra_bytes
 from sash.arrays._overlap import told_window
 from sash.arrays._plan import ArrayPlan, Method
 from sash.arrays._room import Room, aligned
-from sash.arrays._running import MAPPED_FROM, Options, does_not_fit, fewer
+from sash.arrays._running import Options, does_not_fit, fewer
 from sash.arrays._spectra import Made, Output, made_of
 from sash.arrays._spectrogram import Picture
 from sash.arrays._store import Sink, open_sink, open_source
-from sash.arrays._tasks import MOST_TASK_BYTES, TURNS, Cut, longest, run_job, run_tasks
-from sash.arrays._written import KEPT, KEPT_APART, TASK_BYTES, by_frames, chunks_of, output_kind, write_bytes
+from sash.arrays._tasks import KEPT, KEPT_APART, MOST_TASK_BYTES, TURNS, Cut, longest, run_job, run_tasks
+from sash.arrays._written import TASK_BYTES, by_frames, chunks_of, output_kind, write_bytes
 from sash.errors import InputError
-from sash.heap import blocks_given_back
 from sash.window import Interval
 
 
@@ -176,7 +175,7 @@ class _Work:
     def run(self) -> Any:
         """The output."""
         written = self.written_bytes
-        with blocks_given_back(MAPPED_FROM):
+        with self.cut.blocks():
             if self.picture is not None:
                 return self._draw(self.picture)
             return run_job(self.told, self.out, self._facts, self._open, self._tasks, self.cut.workers, written, self.options)
@@ -302,6 +301,9 @@ def _cut(lanes: Lanes, frames: Frames, made: Made, out: Any, kind: str, options:
                 fits = lambda length, n=workers, g=together, c=chunk: held + n * taken(g, length, c) <= budget  # noqa: E731
                 found = longest(max(frames.block, chunk), wanted, fits)
                 if found is not None:
-                    return Cut(together, found, chunk, workers, held + workers * taken(together, found, chunk))
+                    plain = Cut(together, found, chunk, workers, held + workers * taken(together, found, chunk))
+                    return plain.keeping(
+                        spectra_bytes(frames.block, frames.size, frames.taps.itemsize), budget, options.address is not None
+                    )
     least = min(taken(together, max(frames.block, chunk), chunk) for together in groups for chunk in chunks)
     raise does_not_fit(told, held + least, budget, kind == "")

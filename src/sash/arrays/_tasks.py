@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Barrier
@@ -14,12 +14,19 @@ from typing import Any
 
 from sash.arrays._cluster import Fixed, connected
 from sash.arrays._filed import filed
-from sash.arrays._running import Options, showing
+from sash.arrays._running import MAPPED_FROM, Options, showing
 from sash.arrays._store import Sink
 from sash.arrays._turns import run_in_turn
+from sash.heap import blocks_given_back, blocks_kept
 
 MOST_TASK_BYTES = 16 << 20
 """Of output that a task makes, as a rule: more would make progress coarse and an interruption dear."""
+KEPT, KEPT_APART = 2, 20
+"""Blocks of spectra a worker that are counted; the latter where those that are freed stay with the process."""
+_LITTLE_MORE = 1.125
+"""Times the bytes held, for blocks that stay."""
+_MAPPED_ALONE = 4 << 20
+"""Bytes from which on a block leaves the process when it is freed in any case: its transform takes longer than its pages."""
 TURNS = 4
 """Tasks for each worker, at least, where there is work for so many."""
 
@@ -36,6 +43,18 @@ class Cut:
     """Those in a chunk of what is written; 1 where it is written in any parts."""
     workers: int
     peak_bytes: int
+    keeps: bool = False
+    """Whether blocks of spectra stay with the process until the end, to be taken again."""
+
+    def keeping(self, block_bytes: int, budget: int, apart: bool) -> Cut:
+        """The same with blocks of spectra kept, of that many bytes, where they are a small part of what is held, and fit."""
+        peak = self.peak_bytes + self.workers * (KEPT_APART - KEPT) * block_bytes
+        little = peak <= min(budget, _LITTLE_MORE * self.peak_bytes) and block_bytes < _MAPPED_ALONE
+        return replace(self, peak_bytes=peak, keeps=True) if little and not apart else self
+
+    def blocks(self) -> AbstractContextManager[None]:
+        """While it runs: what the C library does with freed blocks."""
+        return blocks_kept(_MAPPED_ALONE) if self.keeps else blocks_given_back(MAPPED_FROM)
 
 
 def longest(unit: int, wanted: int, fits: Callable[[int], bool]) -> int | None:

@@ -17,8 +17,6 @@ _HALVINGS = 4
 """Times that a chunk is halved, at most, for a small budget: from there on other things take more."""
 TASK_BYTES = 1 << 20
 """What a task takes beside its arrays: its thread, and small things."""
-KEPT, KEPT_APART = 2, 20
-"""Blocks of spectra a worker that are counted; the latter in processes of a cluster, where what is freed stays."""
 RAW_BYTES = 256 << 10
 """What writing a part of a .npy file takes."""
 
