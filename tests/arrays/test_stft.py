@@ -1,6 +1,7 @@
 """Transforms of frames: against torch, scipy and their own laws, whatever the cut."""
 
 import os
+from dataclasses import replace
 from math import floor, log
 
 import numpy as np
@@ -14,6 +15,7 @@ from sash.arrays._istft import istft
 from sash.arrays._overlap import overlap_add
 from sash.arrays._spectra import mel_bands
 from sash.arrays._stft import stft
+from sash.arrays._tasks import Cut
 from sash.errors import DoesNotFit, InputError
 from sash.window import Window
 
@@ -346,3 +348,24 @@ def test_the_plan_says_what_will_be_done():
 def test_workers_are_as_many_as_processors():
     plan = stft(np.zeros(4_800_000, np.float32), 2048, 512, budget="1 GiB", plan_only=True)
     assert plan.workers == len(os.sched_getaffinity(0))
+
+
+def test_blocks_of_spectra_stay_where_they_are_a_small_part_of_what_is_held():
+    plain = Cut(1, 64, 1, workers=2, peak_bytes=1 << 30)
+    kept = plain.keeping(1 << 19, 2 << 30, False)
+    assert kept.keeps
+    # Eighteen more for each worker than without.
+    assert kept.peak_bytes == plain.peak_bytes + 2 * 18 * (1 << 19)
+    # In other processes they stay, and are counted, in any case.
+    assert plain.keeping(1 << 19, 2 << 30, True) == plain
+    assert plain.keeping(1 << 19, kept.peak_bytes - 1, False) == plain
+    assert replace(plain, peak_bytes=16 << 20).keeping(1 << 19, 2 << 30, False).keeps is False
+    assert plain.keeping(8 << 20, 2 << 30, False) == plain
+
+
+def test_a_budget_that_has_no_room_for_blocks_that_stay_makes_the_same_bits():
+    signal = np.random.default_rng(3).standard_normal(3_000_000, np.float32)
+    ample = stft(signal, 1024, 256, budget="1 GiB", plan_only=True)
+    tight = stft(signal, 1024, 256, budget=ample.peak_bytes - 1, plan_only=True)
+    assert tight.peak_bytes < ample.peak_bytes
+    np.testing.assert_array_equal(stft(signal, 1024, 256, budget="1 GiB"), stft(signal, 1024, 256, budget=ample.peak_bytes - 1))

@@ -23,7 +23,7 @@ MOST_TASK_BYTES = 16 << 20
 """Of output that a task makes, as a rule: more would make progress coarse and an interruption dear."""
 KEPT, KEPT_APART = 2, 20
 """Blocks of spectra a worker that are counted; the latter where those that are freed stay with the process."""
-_LITTLE_MORE = 1.125
+_LITTLE_MORE = 1.25
 """Times the bytes held, for blocks that stay."""
 _MAPPED_ALONE = 4 << 20
 """Bytes from which on a block leaves the process when it is freed in any case: its transform takes longer than its pages."""
