@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sash.arrays._planes import planes_of
+from sash.arrays._planes import CHANNELS, planes_of
 from sash.arrays._store import Source, open_source
 from sash.errors import InputError
 from sash.units import format_shape
@@ -66,11 +66,16 @@ def as_given(source: Any, made: Any) -> Any:
 
 def check_kernel_axes(kernel: np.ndarray, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
     """Raises `InputError` for axes that a kernel does not go along."""
-    if len(axes) != kernel.ndim or len(planes_of(shape, axes)) != 1:
+    neighbours = kernel.ndim == len(axes) == 3 and axes == tuple(range(axes[0], axes[0] + 3)) and _last(shape, axes[-1])
+    if len(axes) != kernel.ndim or not (neighbours or (kernel.ndim < 3 and len(planes_of(shape, axes)) == 1)):
         raise InputError(
             f"the kernel has {kernel.ndim} axes, and goes along axes {axes} of {format_shape(shape)}; "
             "give as many, neighbours in order, and last or before channels."
         )
+
+
+def _last(shape: tuple[int, ...], axis: int) -> bool:
+    return axis == len(shape) - 1 or (axis == len(shape) - 2 and shape[-1] <= CHANNELS)
 
 
 def of_two_axes(kernel: np.ndarray, shape: tuple[int, ...], axes: tuple[int, ...]) -> np.ndarray:
@@ -78,11 +83,13 @@ def of_two_axes(kernel: np.ndarray, shape: tuple[int, ...], axes: tuple[int, ...
     return kernel if kernel.ndim == 2 else kernel[None] if axes[0] == len(shape) - 1 else kernel[:, None]
 
 
-def kernel_taps(kernel: Any) -> np.ndarray:
-    """The taps in float64; raises `InputError` for what is none."""
+def kernel_taps(kernel: Any, most: int = 2) -> np.ndarray:
+    """The taps in float64, of at most so many axes; raises `InputError` for what is none."""
+    kernel = kernel.detach().cpu() if hasattr(kernel, "detach") and hasattr(kernel, "cpu") else kernel
     with closing(open_source(np.asarray(kernel) if isinstance(kernel, (list, tuple)) else kernel)) as opened:
-        if not 1 <= len(opened.shape) <= 2:
-            raise InputError(f"the kernel is {format_shape(opened.shape)}; kernels have one or two axes so far.")
+        if not 1 <= len(opened.shape) <= most:
+            told = "one or two" if most == 2 else "one to three"
+            raise InputError(f"the kernel is {format_shape(opened.shape)}; kernels have {told} axes here.")
         if opened.dtype.kind not in "fiub":
             raise InputError(f"the kernel holds {opened.dtype}; its taps are real numbers.")
         taps = np.empty(opened.shape, opened.dtype)

@@ -26,8 +26,12 @@ from sash.arrays._arguments import (
     written_dtype,
 )
 from sash.arrays._border import Boundary, checked_boundary
+from sash.arrays._blocks import plan_blocks
 from sash.arrays._choose import Way, quickest, stage_seconds
+from sash.arrays._convolve_blocks import block_ways
+from sash.arrays._device import device_of, open_on, processor
 from sash.arrays._job import Job, Step, run_job
+from sash.arrays._outer_products import least_terms, outer_products
 from sash.arrays._overlap_save import MAPPED_FROM as OVERLAP_MAPPED_FROM
 from sash.arrays._overlap_save import OverlapSave, one_thread_each
 from sash.arrays._planes import Planes, planes_of
@@ -40,7 +44,7 @@ from sash.units import format_shape
 
 Mode = Literal["same", "valid", "full"]
 MODES = ("same", "valid", "full")
-METHODS = ("auto", "separable", "fft")
+METHODS = ("auto", "separable", "direct", "fft")
 ROUNDING = {"float32": 4e-7, "float64": 1e-14}
 """What sums in these types can be off by, as a share of the largest sample times the sum of the kernel's absolute taps."""
 SIDES_TRIED = (256, 512, 768, 1024, 1536, 2048, 3072, 4096, 4608, 5120, 6144)
@@ -63,8 +67,9 @@ def convolve(
     correlate: bool = False,
     tolerance: float = 1e-6,
     axes: Sequence[int] | None = None,
-    method: Literal["auto", "separable", "fft"] = "auto",
+    method: Literal["auto", "separable", "direct", "fft"] = "auto",
     dtype: Any = None,
+    device: Any = None,
     workers: int | str | None = None,
     overwrite: bool = False,
     restart: bool = False,
@@ -95,9 +100,28 @@ def convolve(
     Raises `DoesNotFit` with the least budget that would do, and `InputError` for what cannot be read, written or meant.
     """
     options = Options(budget, workers, overwrite, restart, progress)
-    with closing(open_source(source)) as opened:
-        taps = kernel_taps(kernel)
-        asked = _Asked(opened, taps, mode, checked_boundary(boundary), fill, correlate, tolerance, axes, method, dtype)
+    place = device_of(device, source)
+    with closing(open_source(source) if place is None else open_on(source, place)) as opened:
+        taps = kernel_taps(kernel, 3)
+        asked = Asked(
+            opened,
+            taps,
+            mode,
+            checked_boundary(boundary),
+            fill,
+            correlate,
+            tolerance,
+            axes,
+            method,
+            dtype,
+            place is not None or taps.ndim == 3,
+        )
+        if asked.by_blocks:
+            blocks = plan_blocks(block_ways(asked), opened, out, options, place or processor(), place is not None, method)
+            if plan_only:
+                return blocks.plan
+            made = blocks.run()
+            return as_given(source, made) if out is None and place is None else made
         rates = array_rates()
         planned = quickest(_ways(asked, rates), opened, out, options, method, rates)
         if plan_only:
@@ -108,7 +132,7 @@ def convolve(
 
 
 @dataclass(frozen=True, eq=False)
-class _Asked:
+class Asked:
     """A checked call."""
 
     source: Source
@@ -121,6 +145,7 @@ class _Asked:
     named: Sequence[int] | None
     method: str
     dtype: Any
+    by_blocks: bool
 
     def __post_init__(self) -> None:
         check_numbers(self.source, "convolve")
@@ -132,6 +157,11 @@ class _Asked:
         if not (isfinite(self.tolerance) and 1e-13 <= self.tolerance < 1):
             raise InputError(f"tolerance is {self.tolerance!r}; it is a share, from 1e-13 to below 1.")
         check_kernel_axes(self.taps, self.source.shape, self.axes)
+        if self.method == "direct" and not self.by_blocks:
+            raise InputError(
+                "method 'direct' adds up taps one by one, of kernels of three axes and on a device; 'separable' makes a kernel of two axes of "
+                "as few outer products as there are."
+            )
         for axis, taps in zip(self.axes, self.taps.shape, strict=True):
             if self.mode == "valid" and taps > self.source.shape[axis]:
                 raise InputError(
@@ -170,7 +200,7 @@ class _Asked:
         return work_dtype(self.source.dtype, self.tolerance)
 
 
-def _job(asked: _Asked, label: str, stage: Stage, error: float) -> Job:
+def _job(asked: Asked, label: str, stage: Stage, error: float) -> Job:
     written = written_dtype(asked.dtype, asked.work, "convolve")
     output = asked.planes.sized(asked.geometry()[0])
     told = f"convolution of {format_shape(asked.source.shape)} {asked.source.dtype.name} with {format_shape(asked.taps.shape)}"
@@ -190,7 +220,7 @@ def _job(asked: _Asked, label: str, stage: Stage, error: float) -> Job:
     return Job(told, label, (Step(stage, asked.planes, output),), written, error, facts, float(asked.fill), **mapped)
 
 
-def _ways(asked: _Asked, rates: ArrayRates) -> Iterator[Way]:
+def _ways(asked: Asked, rates: ArrayRates) -> Iterator[Way]:
     kernel, work = asked.kernel, asked.work
     size, before = asked.geometry()
     rounding = ROUNDING[work.name]
@@ -203,12 +233,12 @@ def _ways(asked: _Asked, rates: ArrayRates) -> Iterator[Way]:
     # Products of several outer products cost in proportion: where even the least number of them is far too many, they are not looked for.
     one = Correlate(size, work, asked.boundary, kernel[:, 0], kernel[0], before)
     each = stage_seconds(one, rates) / min(stage_seconds(stage, rates) for stage in transforms)
-    least = _least_terms(kernel, share, ceil(HOPELESS / each) + 1) if asked.method == "auto" else 1
+    least = least_terms(kernel, share, ceil(HOPELESS / each) + 1) if asked.method == "auto" else 1
     ratio = least * each
     if asked.method == "auto" and least > 1 and ratio > HOPELESS:
         yield Way("separable", None, rounding, f"{least} outer products at least: {ratio:.2g} times as long")
     else:
-        terms, error = _outer_products(kernel, share)
+        terms, error = outer_products(kernel, share)
         turned = [(down[::-1], along[::-1]) for down, along in terms]
         correlations = tuple(Correlate(size, work, asked.boundary, down, along, before) for down, along in turned)
         label = "separable" if len(terms) == 1 else f"separable, {len(terms)} outer products"
@@ -233,41 +263,3 @@ def _quick(length: int) -> int:
     """The least length from there on, or one hardly longer, that is quick to transform."""
     even = min(EVEN, 1 << max(length // EVEN, 1).bit_length() - 1)
     return even * int(next_fast_len(ceil(length / even), True) or ceil(length / even))
-
-
-def _least_terms(kernel: np.ndarray, tolerance: float, enough: int) -> int:
-    """Outer products that a kernel takes at the least, within a share of the sum of its absolute taps; a lower number if it is `enough`.
-
-    By the eigenvalues of the smaller side's products, a tenth of the work of the singular vectors: what is left out has at least the sum
-    that the root of its squares says. The largest eigenvalue is at most the root of the sum of all their squares, so that of a large
-    kernel of noise these products alone tell that there are many.
-    """
-    small = kernel if kernel.shape[0] <= kernel.shape[1] else kernel.T
-    products = small @ small.T
-    most, spared = float(np.linalg.norm(products)), (tolerance * np.abs(kernel).sum()) ** 2
-    spared += len(products) * np.finfo(float).eps * most
-    if most and (bound := int((products.trace() - spared) / most)) >= enough:
-        return bound
-    squares = np.linalg.eigvalsh(products)
-    return max(int((np.cumsum(squares.clip(0)) > spared).sum()), 1)
-
-
-def _outer_products(kernel: np.ndarray, tolerance: float) -> tuple[list[tuple[np.ndarray, np.ndarray]], float]:
-    """As few outer products as add up to the kernel, within a share of the sum of its absolute taps; and how far they are off."""
-    size = max(float(np.abs(kernel).sum()), np.finfo(float).tiny)
-    if min(kernel.shape) == 1:
-        ones = np.ones(1)
-        return [(ones, kernel[0]) if kernel.shape[0] == 1 else (kernel[:, 0], ones)], 0.0
-    left, values, right = np.linalg.svd(kernel, full_matrices=False)
-
-    def off(count: int) -> float:
-        """The sum of what so many leave out, as a share."""
-        return float(np.abs(kernel - (left[:, :count] * values[:count]) @ right[:count]).sum()) / size
-
-    low, high = 1, len(values)
-    while low < high:
-        count = (low + high) // 2
-        low, high = (low, count) if off(count) <= tolerance else (count + 1, high)
-    roots = np.sqrt(values)
-    terms = [(left[:, place] * roots[place], right[place] * roots[place]) for place in range(low)]
-    return terms, off(low)

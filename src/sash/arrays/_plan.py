@@ -48,6 +48,8 @@ class ArrayPlan:
     error: float
     methods: tuple[Method, ...]
     """All that were weighed, the chosen one among them."""
+    device: str | None = None
+    """Where torch does the arithmetic, if it was asked to: then `peak_bytes` counts what is held there, and what waits on this side."""
 
     def to_json(self) -> str:
         """The plan as JSON."""
@@ -61,6 +63,8 @@ class ArrayPlan:
             f"peak      {format_bytes(self.peak_bytes)} of a budget of {format_bytes(self.budget_bytes)}",
             f"error     at most {self.error:.1e} of the input's range",
         ]
+        if self.device is not None:
+            lines.insert(3, f"device    {self.device}, by torch")
         if self.wall_s is not None:
             lines.append(f"time      {format_seconds(self.wall_s)}, by forecast")
         lines += [f"  {method.name}: {method.verdict}" for method in self.methods]

@@ -1,0 +1,385 @@
+"""Array jobs by blocks of any number of axes, each with all that lies around it, whose arithmetic torch does on a device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise, product
+from math import ceil, prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sash.arrays._block_filters import Filter
+from sash.arrays._border import Boundary, places
+from sash.arrays._device import in_type, moved, settle, staging, stream_of, tasks_at_once, torch_type
+from sash.arrays._foreseen import ForeseenSink, shards_for
+from sash.arrays._plan import ArrayPlan, Method
+from sash.arrays._room import Room
+from sash.arrays._running import MAPPED_FROM, Options, does_not_fit, fewer
+from sash.arrays._store import Sink, Source, open_sink
+from sash.arrays._store_tensor import TensorSink, TensorSource
+from sash.arrays._tasks import run_job
+from sash.errors import DoesNotFit, InputError
+from sash.heap import blocks_given_back
+from sash.units import format_bytes
+from sash.window import Interval
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+TASK_BYTES = 1 << 20
+"""What a task takes beside its arrays: its thread, and small things."""
+STARTING_BYTES = 8 << 20
+"""What the first transforms and threads of torch in a process load."""
+LEAST, MOST = 14, 27
+"""Powers of two of numbers that a block makes, at least and at most."""
+KERNELS = (2.0, 0.7, 0.1)
+"""Shares of what a filter reaches that a block's sides have at least."""
+READ_S = 1e-9
+"""Of a sample that is read, and moved to where it is used."""
+TASK_S = 2e-4
+"""Of a task, whatever it makes."""
+
+
+@dataclass(frozen=True, eq=False)
+class BlockJob:
+    """What is to be done, in one way."""
+
+    told: str
+    name: str
+    method: str
+    filter: Filter
+    axes: tuple[int, ...]
+    """Those filtered along, rising."""
+    dtype: np.dtype
+    """Of the output."""
+    boundary: Boundary
+    fill: float
+    error: float
+    facts: dict[str, Any]
+    """What the output's bits depend on, beside source and blocks: as JSON."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """A way, and how it is cut: sides of blocks of output along all axes."""
+
+    job: BlockJob
+    filter: Filter
+    sides: tuple[int, ...]
+    workers: int
+    peak_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedBlocks:
+    """A job that fits its budget."""
+
+    source: Source
+    out: Any
+    options: Options
+    device: torch.device
+    shards: tuple[int, ...] | None
+    block: _Block
+    plan: ArrayPlan
+
+    def run(self) -> Any:
+        """The output: an array, a tensor for a tensor on a device, or the path it was written to."""
+        found, plan = self.block, self.plan
+        settle(self.device)
+        with blocks_given_back(MAPPED_FROM):
+            found.filter.prepare(self.device)
+            settle(self.device)
+            told = f"{plan.operation}, {plan.method}"
+            return run_job(told, self.out, self._facts, self._open, self._tasks, found.workers, plan.written_bytes, self.options)
+
+    def _facts(self) -> dict[str, Any]:
+        import torch
+
+        own = {"sides": list(self.block.sides), "device": self.device.type, "torch": torch.__version__}
+        return {**self.block.job.facts, **own, "source": self.source.identity}
+
+    def _open(self, again: bool) -> Sink:
+        shape, dtype = self.plan.shape, self.block.job.dtype
+        if self.out is None and isinstance(self.source, TensorSource):
+            return new_tensor(shape, dtype, self.source.tensor.device)
+        shards = None if again else self.shards
+        return open_sink(self.out, shape, dtype, overwrite=self.options.overwrite, resume=again, shards=shards, like=self.source)
+
+    def _tasks(self, sink: Sink) -> Sequence[Callable[[], None]]:
+        room = staging(self.device)
+        edges = [_edges(size, side) for size, side in zip(self.plan.shape, self.block.sides, strict=True)]
+        return [partial(self._task, sink, room, box) for box in product(*edges)]
+
+    def _task(self, sink: Sink, room: Room, box: tuple[Interval, ...]) -> None:
+        job, axes = self.block.job, self.block.job.axes
+        with stream_of(self.device):
+            parts = tuple(box[axis] for axis in axes)
+            reads = dict(zip(axes, self.block.filter.reads(parts), strict=True))
+            lead = [axis for axis in range(len(box)) if axis not in axes]
+            near = self._near([reads.get(axis, part) for axis, part in enumerate(box)], [*lead, *axes], room)
+            near = near.reshape(-1, *near.shape[len(lead) :])
+            made = in_type(self.block.filter.run(near, parts), job.dtype)
+            del near
+            made = made.reshape([*(box[axis].length for axis in lead), *made.shape[1:]])
+            made = made.permute([[*lead, *axes].index(axis) for axis in range(len(box))])
+            if isinstance(sink, TensorSink):
+                sink.tensor[tuple(slice(*part) for part in box)] = made
+                return
+            written = room.array("written", tuple(made.shape), job.dtype)
+            moved_back(made, written)
+        sink.write(box, written)
+
+    def _near(self, reads: list[Interval], order: list[int], room: Room) -> Tensor:
+        """Samples of a box that may reach beyond the ends, in the type of the sums; axes in an order."""
+        import torch
+
+        job, shape = self.block.job, self.source.shape
+        at = [places(part, length, job.boundary) for part, length in zip(reads, shape, strict=True)]
+        wanted = [np.unique(own[own >= 0]) for own in at]
+        kind = torch_type(self.block.filter.dtype)
+        if not all(len(own) for own in wanted):
+            return torch.full([reads[axis].length for axis in order], job.fill, dtype=kind, device=self.device)
+        table = self._samples([_runs(own) for own in wanted], room).permute(order)
+        axes = [_Axis.of(at[axis], wanted[axis]) for axis in order]
+        return _around(table, axes, kind, job.fill)
+
+    def _samples(self, runs: list[list[Interval]], room: Room) -> Tensor:
+        """Samples where runs of all axes cross, on the device."""
+        import torch
+
+        if isinstance(self.source, TensorSource):
+            found = self.source.tensor
+            for axis, own in enumerate(runs):
+                pieces = [found.narrow(axis, run.start, run.length) for run in own]
+                found = pieces[0] if len(pieces) == 1 else torch.cat(pieces, axis)
+            return found.to(self.device)
+        ends = [np.cumsum([0, *(run.length for run in own)]).tolist() for own in runs]
+        read = room.array("read", tuple(end[-1] for end in ends), self.source.dtype)
+        for box in product(*(list(zip(own, pairwise(end), strict=True)) for own, end in zip(runs, ends, strict=True))):
+            self.source.read(tuple(run for run, _ in box), read[tuple(slice(*place) for _, place in box)])
+        return moved(read, self.device)
+
+
+@dataclass(frozen=True, eq=False)
+class _Axis:
+    """Where along an axis of a table each place of a neighbourhood lies, and the longest run of places that lie there in order."""
+
+    at: np.ndarray
+    """-1 for the fill value."""
+    run: Interval
+
+    @classmethod
+    def of(cls, at: np.ndarray, wanted: np.ndarray) -> _Axis:
+        """`wanted` are the samples of the table, `at` those of the neighbourhood."""
+        found = np.where(at < 0, -1, np.searchsorted(wanted, at))
+        # A fill value is followed by no sample, not even by the first.
+        cuts = [0, *(np.flatnonzero(np.diff(np.where(at < 0, -3, found)) != 1) + 1).tolist(), len(found)]
+        runs = [Interval(first, stop) for first, stop in pairwise(cuts) if found[first] >= 0]
+        return cls(found, max(runs, key=lambda run: run.length))
+
+    def sides(self) -> Iterator[tuple[Interval, np.ndarray]]:
+        """Places before and after the run, and where they lie in the table; those of the fill value anywhere."""
+        for side in (Interval(0, self.run.start), Interval(self.run.stop, len(self.at))):
+            own = self.at[side.start : side.stop]
+            if (own >= 0).any():
+                yield side, np.where(own < 0, own[own >= 0][0], own)
+
+
+def _around(table: Tensor, axes: list[_Axis], kind: torch.dtype, fill: float) -> Tensor:
+    """A neighbourhood from a table of its samples: most of it in one copy, and what repeats beside it axis by axis."""
+    import torch
+
+    if all(axis.run.length == len(axis.at) for axis in axes):
+        return table.to(kind)
+    near = torch.empty([len(axis.at) for axis in axes], dtype=kind, device=table.device)
+    cores = [(place, axis.run, int(axis.at[axis.run.start])) for place, axis in enumerate(axes)]
+
+    def core(found: Tensor, inside: Tensor, places: Sequence[tuple[int, Interval, int]]) -> tuple[Tensor, Tensor]:
+        for place, run, first in places:
+            found, inside = found.narrow(place, run.start, run.length), inside.narrow(place, first, run.length)
+        return found, inside
+
+    found, inside = core(near, table, cores)
+    found.copy_(inside)
+    for place, axis in enumerate(axes):
+        for side, own in axis.sides():
+            low = int(own.min())
+            found, inside = core(near, table, cores[place + 1 :])
+            strip = inside.narrow(place, low, int(own.max()) + 1 - low).to(kind).index_select(place, moved(own - low, table.device))
+            for before, other in enumerate(axes[:place]):
+                if other.run.length < len(other.at):
+                    strip = strip.index_select(before, moved(other.at.clip(0), table.device))
+            found.narrow(place, side.start, side.length).copy_(strip)
+    for place, axis in enumerate(axes):
+        for run in _runs(np.flatnonzero(axis.at < 0)) if (axis.at < 0).any() else []:
+            near.narrow(place, run.start, run.length).fill_(fill)
+    return near
+
+
+def new_tensor(shape: tuple[int, ...], dtype: np.dtype, device: torch.device) -> TensorSink:
+    """Where a result stays on the device; raises `InputError` where that has no room for it."""
+    import torch
+
+    try:
+        return TensorSink(torch.empty(shape, dtype=torch_type(dtype), device=device), dtype)
+    except RuntimeError as error:
+        needed = format_bytes(prod(shape) * dtype.itemsize)
+        raise InputError(f"the output of {shape} takes {needed}, which {device} does not give ({error}); name a file.") from error
+
+
+def moved_back(made: Tensor, into: np.ndarray) -> None:
+    """Numbers of a device into an array of this side; they are there when the stream has ended."""
+    import torch
+
+    torch.from_numpy(into).copy_(made, non_blocking=True)
+
+
+def plan_blocks(
+    ways: Iterable[BlockJob], source: Source, out: Any, options: Options, device: torch.device, told_device: bool, method: str = "auto"
+) -> PlannedBlocks:
+    """The way and the blocks that take the least work within the budget; raises `DoesNotFit` with the least that one would keep.
+
+    The plan names the device where the caller did.
+    """
+    out = Path(out) if isinstance(out, (str, os.PathLike)) else out
+    workers = tasks_at_once(options, device)
+    found, refused = list[tuple[_Block, tuple[int, ...] | None]](), list[tuple[BlockJob, int]]()
+    for job in ways:
+        shape = _shape(job, source)
+        shards = shards_for(out, shape, job.dtype, options.budget_bytes, workers)
+        best, least = _cut(job, source, out, shards, options.budget_bytes, workers, device)
+        if best is None:
+            refused.append((job, least))
+        else:
+            found.append((best, shards))
+    able = [one for one in found if method in ("auto", one[0].job.name)]
+    if not able:
+        job, least = min((one for one in refused if method in ("auto", one[0].name)), key=lambda one: one[1])
+        raise _too_small(job, source, out, options, least)
+    block, shards = min(able, key=lambda one: one[0].seconds)
+    methods = []
+    for one, _ in found:
+        ratio = one.seconds / block.seconds
+        verdict = "chosen" if one is block else f"about {ratio:.{2 if ratio < 10 else 0}f} times the work"
+        methods.append(Method(one.job.name, one.peak_bytes, None, one.job.error, verdict))
+    methods += [Method(job.name, least, None, job.error, f"holds {format_bytes(least)} at least") for job, least in refused]
+    plan = _told(block, source, options.budget_bytes, tuple(methods), str(device) if told_device else None)
+    return PlannedBlocks(source, out, options, device, shards, block, plan)
+
+
+def _too_small(job: BlockJob, source: Source, out: Any, options: Options, least: int) -> DoesNotFit:
+    return does_not_fit(job.told, least, options.budget_bytes, not isinstance(out, Path), job.method)
+
+
+def _told(block: _Block, source: Source, budget: int, methods: tuple[Method, ...], device: str | None) -> ArrayPlan:
+    job, shape = block.job, _shape(block.job, source)
+    lead = prod(side for axis, side in enumerate(block.sides) if axis not in job.axes)
+    filtered = tuple(block.sides[axis] for axis in job.axes)
+    return ArrayPlan(
+        operation=job.told,
+        method=job.method,
+        shape=shape,
+        dtype=job.dtype.name,
+        tasks=prod(ceil(size / side) for size, side in zip(shape, block.sides, strict=True)),
+        task_shape=(lead, *filtered),
+        workers=block.workers,
+        passes=1,
+        budget_bytes=budget,
+        peak_bytes=block.peak_bytes,
+        read_bytes=prod(source.shape) * source.dtype.itemsize,
+        written_bytes=prod(shape) * job.dtype.itemsize,
+        wall_s=None,
+        error=job.error,
+        methods=methods,
+        device=device,
+    )
+
+
+def _shape(job: BlockJob, source: Source) -> tuple[int, ...]:
+    sizes = dict(zip(job.axes, job.filter.sizes, strict=True))
+    return tuple(sizes.get(axis, size) for axis, size in enumerate(source.shape))
+
+
+def _cut(
+    job: BlockJob, source: Source, out: Any, shards: tuple[int, ...] | None, budget: int, workers: int, device: torch.device
+) -> tuple[_Block | None, int]:
+    """The blocks that take the least work within the budget, None where there are none; and the least budget."""
+    shape = _shape(job, source)
+    sink = ForeseenSink(out, shape, job.dtype, shards)
+    best: _Block | None = None
+    least = 0
+    for sides in dict.fromkeys(_sides(job, shape, sink.grain)):
+        own = job.filter.fitted(tuple(sides[axis] for axis in job.axes))
+        lanes = prod(side for axis, side in enumerate(sides) if axis not in job.axes)
+        filtered = tuple(sides[axis] for axis in job.axes)
+        tasks = prod(ceil(size / side) for size, side in zip(shape, sides, strict=True))
+        near = lanes * prod(part.length for part in own.reads(tuple(Interval(0, side) for side in filtered)))
+        seconds = own.seconds(lanes, filtered) + READ_S * near + TASK_S
+        held = source.held_bytes + sink.held_bytes + STARTING_BYTES + 2 * own.held_bytes
+        task = _task_bytes(job, own, source, sink, sides, device)
+        least = min(least or held + task, held + task)
+        for count in fewer(workers):
+            peak = held + count * task
+            whole = ceil(tasks / count) * seconds
+            if peak <= budget and (best is None or whole < best.seconds):
+                best = _Block(job, own, sides, count, peak, whole)
+    return best, least
+
+
+def _sides(job: BlockJob, shape: tuple[int, ...], grain: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Sides of blocks to look at: of ever more numbers, no axis shorter than a share of what the filter reaches along it."""
+    reaches = job.filter.reads(tuple(Interval(0, 1) for _ in job.axes))
+    for power, share in product(range(LEAST, MOST + 1), KERNELS):
+        left, sides = float(1 << power), dict[int, int]()
+        for place, axis in enumerate(sorted(job.axes, key=lambda axis: shape[axis])):
+            # Those after it have as much each.
+            each = max(left ** (1 / (len(job.axes) - place)), share * reaches[job.axes.index(axis)].length, 1)
+            sides[axis] = _even(shape[axis], int(each), grain[axis])
+            left = max(left / sides[axis], 1)
+        for axis in reversed([axis for axis in range(len(shape)) if axis not in job.axes]):
+            sides[axis] = _even(shape[axis], int(left), grain[axis])
+            left = max(left / sides[axis], 1)
+        yield tuple(sides[axis] for axis in range(len(shape)))
+
+
+def _even(size: int, side: int, grain: int) -> int:
+    """A side near the one wanted, whole grains of it, with as little as can be left for the last."""
+    count = ceil(size / max(side, 1))
+    return min(ceil(ceil(size / count) / grain) * grain, size)
+
+
+def _task_bytes(job: BlockJob, own: Filter, source: Source, sink: Sink, sides: tuple[int, ...], device: torch.device) -> int:
+    """Bytes of one task on both sides, samples, work and outputs."""
+    filtered = tuple(sides[axis] for axis in job.axes)
+    lanes = prod(side for axis, side in enumerate(sides) if axis not in job.axes)
+    reads = dict(zip(job.axes, own.reads(tuple(Interval(0, side) for side in filtered)), strict=True))
+    near = lanes * prod(part.length for part in reads.values())
+    inside = tuple(
+        Interval(0, min(reads[axis].length if axis in reads else side, size))
+        for axis, (side, size) in enumerate(zip(sides, source.shape, strict=True))
+    )
+    read = prod(part.length for part in inside) * source.dtype.itemsize
+    made = prod(sides) * job.dtype.itemsize
+    here = read + source.scratch_bytes(inside) if not isinstance(source, TensorSource) else 0
+    here += made + sink.scratch_bytes(tuple(Interval(0, side) for side in sides))
+    # As they came, in the type of the sums, and what lies beyond the ends in between.
+    gathered = (read if device.type == "cuda" else 0) + 3 * near * own.dtype.itemsize // 2
+    work = own.run_bytes(lanes, filtered) + (2 * made if job.dtype != own.dtype else 0)
+    return here + max(gathered, work) + TASK_BYTES
+
+
+def _edges(size: int, side: int) -> list[Interval]:
+    return [Interval(first, min(first + side, size)) for first in range(0, size, side)]
+
+
+def _runs(wanted: np.ndarray) -> list[Interval]:
+    """Places one after the other, as intervals."""
+    cuts = np.flatnonzero(np.diff(wanted) != 1) + 1
+    return [Interval(int(run[0]), int(run[-1]) + 1) for run in np.split(wanted, cuts)]

@@ -1,0 +1,142 @@
+"""Which device an array job's arithmetic runs on by torch, and what moves numbers there and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import local
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sash.arrays._room import Room, aligned
+from sash.arrays._running import Options
+from sash.arrays._store import Source, open_source
+from sash.arrays._store_tensor import TensorSource
+from sash.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+_WORKS = "device=None runs compiled code on the processor, and device='cpu' on it what would run on a device"
+_IN_FLIGHT = 2
+"""Tasks side by side on a GPU, unless said: one is computed while the other's numbers are on their way."""
+_own = local()
+
+
+def device_of(device: Any, source: Any) -> torch.device | None:
+    """The device that was asked for, or that a tensor is on; None for compiled code on the processor.
+
+    Raises `InputError` for a device that torch does not have, and for a tensor on another one.
+    """
+    on = str(source.device) if is_tensor(source) else "cpu"
+    if device is None and not on.startswith("cuda"):
+        return None
+    found = _checked(on if device is None else device)
+    if on.startswith("cuda") and _checked(on) != found:
+        raise InputError(f"the tensor is on {on}, and device is {str(device)!r}; leave device out, or give tensor.to({str(device)!r}).")
+    return found
+
+
+def _checked(device: Any) -> torch.device:
+    import torch
+
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise InputError(f"device is {device!r}; there are 'cpu', 'cuda', and one of several as 'cuda:0'. {_WORKS}.") from None
+    if found.type == "cpu":
+        return torch.device("cpu")
+    if found.type != "cuda":
+        raise InputError(f"device is {str(device)!r}; array jobs run on 'cpu' and 'cuda'. {_WORKS}.")
+    if not torch.cuda.is_available():
+        raise InputError(f"device is {str(device)!r}, and torch {torch.__version__} finds no such device here; {_WORKS}.")
+    place = torch.cuda.current_device() if found.index is None else found.index
+    if place >= torch.cuda.device_count():
+        raise InputError(f"device is {str(device)!r}, and there are {torch.cuda.device_count()}, from 'cuda:0' on.")
+    return torch.device("cuda", place)
+
+
+def processor() -> torch.device:
+    """The processor, as torch names it."""
+    import torch
+
+    return torch.device("cpu")
+
+
+def is_tensor(source: Any) -> bool:
+    """Whether it is a tensor of torch."""
+    return all(hasattr(source, name) for name in ("numpy", "detach", "device"))
+
+
+def open_on(source: Any, device: torch.device) -> Source:
+    """The numbers of a source; a tensor's where they lie."""
+    return TensorSource.of(source) if is_tensor(source) else open_source(source)
+
+
+def tasks_at_once(options: Options, device: torch.device) -> int:
+    """Tasks side by side: on the processor as many as it has; raises `InputError` for a cluster."""
+    return _IN_FLIGHT if device.type == "cuda" and options.workers is None else options.most_workers
+
+
+def staging(device: torch.device) -> Room:
+    """Where numbers wait on this side of a device: in pinned memory if it is another one, from which they move while others are computed."""
+    return Room(_pinned if device.type == "cuda" else aligned)
+
+
+@contextmanager
+def stream_of(device: torch.device) -> Iterator[None]:
+    """What a thread asks for runs in a stream of its own, and has ended when this does; on the processor there is none."""
+    if device.type != "cuda":
+        yield
+        return
+    import torch
+
+    streams = _own.__dict__.setdefault("streams", {})
+    if device not in streams:
+        streams[device] = torch.cuda.Stream(device)
+    with torch.cuda.device(device), torch.cuda.stream(streams[device]):
+        yield
+        streams[device].synchronize()
+
+
+def settle(device: torch.device) -> None:
+    """Wait for what was asked of the device before, in whatever stream."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+def torch_type(dtype: np.dtype) -> torch.dtype:
+    """The same type of numbers in torch."""
+    import torch
+
+    return torch.from_numpy(np.empty(0, dtype)).dtype
+
+
+def moved(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Numbers of this side on the device: the same memory where that is the processor."""
+    import torch
+
+    return torch.from_numpy(numbers).to(device, non_blocking=True)
+
+
+def in_type(made: torch.Tensor, dtype: np.dtype) -> torch.Tensor:
+    """Numbers in another type, as `converted` makes them: rounded to whole ones, halves to even, within the type's range; NaN becomes 0.
+
+    Whole numbers are made in place of what is given.
+    """
+    if dtype.kind not in "iu":
+        return made.to(torch_type(dtype))
+    limits, kind = np.iinfo(dtype), np.dtype(np.float32 if made.element_size() == 4 else np.float64).type
+    low, high = kind(limits.min), kind(limits.max)
+    high = high if int(high) <= limits.max else np.nextafter(high, low)
+    made.nan_to_num_(nan=0.0, posinf=float(high), neginf=float(low)).round_().clamp_(float(low), float(high))
+    return made.to(torch_type(dtype))
+
+
+def _pinned(nbytes: int) -> np.ndarray:
+    import torch
+
+    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()
