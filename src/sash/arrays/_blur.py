@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Literal
 
 import numpy as np
 
 from sash.arrays._arguments import as_given, axes_of, check_fill, check_numbers, work_dtype, written_dtype
+from sash.arrays._block_filters import Rated, torch_axis_seconds
+from sash.arrays._blocks import BlockJob, plan_blocks
 from sash.arrays._border import Boundary, checked_boundary
 from sash.arrays._choose import Way, axis_seconds, quickest
+from sash.arrays._device import device_of, open_on
 from sash.arrays._gaussian import Direct, Filter, Multirate, filters
 from sash.arrays._job import Job, Step, run_job
 from sash.arrays._planes import Planes, planes_of
@@ -42,6 +46,7 @@ def blur(
     axes: Sequence[int] | None = None,
     method: Literal["auto", "direct", "multirate"] = "auto",
     dtype: Any = None,
+    device: Any = None,
     workers: int | str | None = None,
     overwrite: bool = False,
     restart: bool = False,
@@ -71,9 +76,15 @@ def blur(
     Raises `DoesNotFit` with the least budget that would do, and `InputError` for what cannot be read, written or meant.
     """
     options = Options(budget, workers, overwrite, restart, progress)
-    with closing(open_source(source)) as opened:
+    place = device_of(device, source)
+    with closing(open_source(source) if place is None else open_on(source, place)) as opened:
+        asked = (opened, sigma, order, axes, tolerance, checked_boundary(boundary), fill, method, dtype)
+        if place is not None:
+            jobs = [job for one in _found(*asked, None) if (job := _block_job(one)) is not None]
+            blocks = plan_blocks(jobs, opened, out, options, place, True, method)
+            return blocks.plan if plan_only else blocks.run()
         rates = array_rates()
-        ways = _ways(opened, sigma, order, axes, tolerance, checked_boundary(boundary), fill, method, dtype, rates)
+        ways = [_way(one) for one in _found(*asked, rates)]
         planned = quickest(ways, opened, out, options, method, rates)
         if plan_only:
             return planned.plan
@@ -81,7 +92,38 @@ def blur(
     return as_given(source, made) if out is None else made
 
 
-def _ways(
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """One way of blurring: a filter an axis; none where the method has none."""
+
+    name: str
+    told: str
+    shape: tuple[int, ...]
+    picked: dict[int, Filter] | None
+    work: np.dtype
+    written: np.dtype
+    boundary: Boundary
+    fill: float
+    error: float
+    facts: dict[str, Any]
+
+
+def _way(one: _Found) -> Way:
+    if one.picked is None:
+        return Way(one.name, None, one.error, "no samples can be left out")
+    steps = _steps(one.shape, one.picked, one.work, one.boundary)
+    return Way(one.name, Job(one.told, one.name, steps, one.written, one.error, one.facts, one.fill), one.error)
+
+
+def _block_job(one: _Found) -> BlockJob | None:
+    if one.picked is None:
+        return None
+    axes = tuple(sorted(one.picked))
+    made = Rated(tuple(Coarse.of(one.shape[axis], one.picked[axis]) for axis in axes), one.work)
+    return BlockJob(one.told, one.name, one.name, made, axes, one.written, one.boundary, one.fill, one.error, one.facts)
+
+
+def _found(
     source: Source,
     sigma: float | Sequence[float],
     order: int | Sequence[int],
@@ -91,8 +133,9 @@ def _ways(
     fill: float,
     method: str,
     dtype: Any,
-    rates: ArrayRates,
-) -> list[Way]:
+    rates: ArrayRates | None,
+) -> list[_Found]:
+    """The ways that there are; without rates, those of torch's operators."""
     along = axes_of(source.shape, axes, 2)
     sigmas = dict(zip(along, _each(sigma, along, "sigma"), strict=True))
     orders = dict(zip(along, _each(order, along, "order"), strict=True))
@@ -118,7 +161,7 @@ def _ways(
             if method == name:
                 none = f"no sigma of {_told(sigmas)} leaves samples out at a tolerance of {tolerance:g}"
                 raise InputError(f"method is 'multirate', and {none}; use 'direct'.")
-            found.append(Way(name, None, error, "no samples can be left out"))
+            found.append(_Found(name, told, source.shape, None, work, written, boundary, float(fill), error, {}))
             continue
         facts = {
             "operation": "blur",
@@ -133,7 +176,7 @@ def _ways(
             "filters": [f"{one.step}/{one.degree}" if isinstance(one, Multirate) else "direct" for one in picked.values()],
             "dtype": written.name,
         }
-        found.append(Way(name, Job(told, name, _steps(source.shape, picked, work, boundary), written, error, facts, float(fill)), error))
+        found.append(_Found(name, told, source.shape, picked, work, written, boundary, float(fill), error, facts))
     return found
 
 
@@ -154,12 +197,12 @@ def _steps(shape: tuple[int, ...], picked: dict[int, Filter], work: np.dtype, bo
     return tuple(found)
 
 
-def _choices(sigma: float, order: int, share: float, rates: ArrayRates, kind: str) -> dict[str, Filter]:
+def _choices(sigma: float, order: int, share: float, rates: ArrayRates | None, kind: str) -> dict[str, Filter]:
     """The quickest filter without and with samples left out (direct for both where none can be), and the quicker of the two."""
     direct, *others = filters(sigma, order, share)
 
     def seconds(found: Filter) -> float:
-        return axis_seconds(found, rates, kind)
+        return axis_seconds(found, rates, kind) if rates is not None else torch_axis_seconds(found)
 
     best = min(others, key=seconds, default=direct)
     return {"direct": direct, "multirate": best, "quicker": min(direct, best, key=seconds)}
