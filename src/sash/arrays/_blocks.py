@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise, product
+from itertools import product
 from math import ceil, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,23 +14,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sash.arrays._block_filters import Filter
-from sash.arrays._border import Boundary, places
-from sash.arrays._device import in_type, moved, settle, staging, stream_of, tasks_at_once, torch_type
+from sash.arrays._border import Boundary
+from sash.arrays._device import in_type, moved_back, new_tensor, settle, staging, stream_of, tasks_at_once, torch_type
 from sash.arrays._foreseen import ForeseenSink, shards_for
+from sash.arrays._neighbourhood import neighbourhood
 from sash.arrays._plan import ArrayPlan, Method
 from sash.arrays._room import Room
 from sash.arrays._running import MAPPED_FROM, Options, does_not_fit, fewer
 from sash.arrays._store import Sink, Source, open_sink
 from sash.arrays._store_tensor import TensorSink, TensorSource
 from sash.arrays._tasks import run_job
-from sash.errors import DoesNotFit, InputError
+from sash.errors import DoesNotFit
 from sash.heap import blocks_given_back
 from sash.units import format_bytes
 from sash.window import Interval
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
 TASK_BYTES = 1 << 20
 """What a task takes beside its arrays: its thread, and small things."""
@@ -123,7 +123,9 @@ class PlannedBlocks:
             parts = tuple(box[axis] for axis in axes)
             reads = dict(zip(axes, self.block.filter.reads(parts), strict=True))
             lead = [axis for axis in range(len(box)) if axis not in axes]
-            near = self._near([reads.get(axis, part) for axis, part in enumerate(box)], [*lead, *axes], room)
+            around = [reads.get(axis, part) for axis, part in enumerate(box)]
+            kind = torch_type(self.block.filter.dtype)
+            near = neighbourhood(self.source, around, [*lead, *axes], job.boundary, job.fill, kind, room, self.device)
             near = near.reshape(-1, *near.shape[len(lead) :])
             made = in_type(self.block.filter.run(near, parts), job.dtype)
             del near
@@ -135,110 +137,6 @@ class PlannedBlocks:
             written = room.array("written", tuple(made.shape), job.dtype)
             moved_back(made, written)
         sink.write(box, written)
-
-    def _near(self, reads: list[Interval], order: list[int], room: Room) -> Tensor:
-        """Samples of a box that may reach beyond the ends, in the type of the sums; axes in an order."""
-        import torch
-
-        job, shape = self.block.job, self.source.shape
-        at = [places(part, length, job.boundary) for part, length in zip(reads, shape, strict=True)]
-        wanted = [np.unique(own[own >= 0]) for own in at]
-        kind = torch_type(self.block.filter.dtype)
-        if not all(len(own) for own in wanted):
-            return torch.full([reads[axis].length for axis in order], job.fill, dtype=kind, device=self.device)
-        table = self._samples([_runs(own) for own in wanted], room).permute(order)
-        axes = [_Axis.of(at[axis], wanted[axis]) for axis in order]
-        return _around(table, axes, kind, job.fill)
-
-    def _samples(self, runs: list[list[Interval]], room: Room) -> Tensor:
-        """Samples where runs of all axes cross, on the device."""
-        import torch
-
-        if isinstance(self.source, TensorSource):
-            found = self.source.tensor
-            for axis, own in enumerate(runs):
-                pieces = [found.narrow(axis, run.start, run.length) for run in own]
-                found = pieces[0] if len(pieces) == 1 else torch.cat(pieces, axis)
-            return found.to(self.device)
-        ends = [np.cumsum([0, *(run.length for run in own)]).tolist() for own in runs]
-        read = room.array("read", tuple(end[-1] for end in ends), self.source.dtype)
-        for box in product(*(list(zip(own, pairwise(end), strict=True)) for own, end in zip(runs, ends, strict=True))):
-            self.source.read(tuple(run for run, _ in box), read[tuple(slice(*place) for _, place in box)])
-        return moved(read, self.device)
-
-
-@dataclass(frozen=True, eq=False)
-class _Axis:
-    """Where along an axis of a table each place of a neighbourhood lies, and the longest run of places that lie there in order."""
-
-    at: np.ndarray
-    """-1 for the fill value."""
-    run: Interval
-
-    @classmethod
-    def of(cls, at: np.ndarray, wanted: np.ndarray) -> _Axis:
-        """`wanted` are the samples of the table, `at` those of the neighbourhood."""
-        found = np.where(at < 0, -1, np.searchsorted(wanted, at))
-        # A fill value is followed by no sample, not even by the first.
-        cuts = [0, *(np.flatnonzero(np.diff(np.where(at < 0, -3, found)) != 1) + 1).tolist(), len(found)]
-        runs = [Interval(first, stop) for first, stop in pairwise(cuts) if found[first] >= 0]
-        return cls(found, max(runs, key=lambda run: run.length))
-
-    def sides(self) -> Iterator[tuple[Interval, np.ndarray]]:
-        """Places before and after the run, and where they lie in the table; those of the fill value anywhere."""
-        for side in (Interval(0, self.run.start), Interval(self.run.stop, len(self.at))):
-            own = self.at[side.start : side.stop]
-            if (own >= 0).any():
-                yield side, np.where(own < 0, own[own >= 0][0], own)
-
-
-def _around(table: Tensor, axes: list[_Axis], kind: torch.dtype, fill: float) -> Tensor:
-    """A neighbourhood from a table of its samples: most of it in one copy, and what repeats beside it axis by axis."""
-    import torch
-
-    if all(axis.run.length == len(axis.at) for axis in axes):
-        return table.to(kind)
-    near = torch.empty([len(axis.at) for axis in axes], dtype=kind, device=table.device)
-    cores = [(place, axis.run, int(axis.at[axis.run.start])) for place, axis in enumerate(axes)]
-
-    def core(found: Tensor, inside: Tensor, places: Sequence[tuple[int, Interval, int]]) -> tuple[Tensor, Tensor]:
-        for place, run, first in places:
-            found, inside = found.narrow(place, run.start, run.length), inside.narrow(place, first, run.length)
-        return found, inside
-
-    found, inside = core(near, table, cores)
-    found.copy_(inside)
-    for place, axis in enumerate(axes):
-        for side, own in axis.sides():
-            low = int(own.min())
-            found, inside = core(near, table, cores[place + 1 :])
-            strip = inside.narrow(place, low, int(own.max()) + 1 - low).to(kind).index_select(place, moved(own - low, table.device))
-            for before, other in enumerate(axes[:place]):
-                if other.run.length < len(other.at):
-                    strip = strip.index_select(before, moved(other.at.clip(0), table.device))
-            found.narrow(place, side.start, side.length).copy_(strip)
-    for place, axis in enumerate(axes):
-        for run in _runs(np.flatnonzero(axis.at < 0)) if (axis.at < 0).any() else []:
-            near.narrow(place, run.start, run.length).fill_(fill)
-    return near
-
-
-def new_tensor(shape: tuple[int, ...], dtype: np.dtype, device: torch.device) -> TensorSink:
-    """Where a result stays on the device; raises `InputError` where that has no room for it."""
-    import torch
-
-    try:
-        return TensorSink(torch.empty(shape, dtype=torch_type(dtype), device=device), dtype)
-    except RuntimeError as error:
-        needed = format_bytes(prod(shape) * dtype.itemsize)
-        raise InputError(f"the output of {shape} takes {needed}, which {device} does not give ({error}); name a file.") from error
-
-
-def moved_back(made: Tensor, into: np.ndarray) -> None:
-    """Numbers of a device into an array of this side; they are there when the stream has ended."""
-    import torch
-
-    torch.from_numpy(into).copy_(made, non_blocking=True)
 
 
 def plan_blocks(
@@ -377,9 +275,3 @@ def _task_bytes(job: BlockJob, own: Filter, source: Source, sink: Sink, sides: t
 
 def _edges(size: int, side: int) -> list[Interval]:
     return [Interval(first, min(first + side, size)) for first in range(0, size, side)]
-
-
-def _runs(wanted: np.ndarray) -> list[Interval]:
-    """Places one after the other, as intervals."""
-    cuts = np.flatnonzero(np.diff(wanted) != 1) + 1
-    return [Interval(int(run[0]), int(run[-1]) + 1) for run in np.split(wanted, cuts)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from threading import local
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,13 @@ import numpy as np
 from sash.arrays._room import Room, aligned
 from sash.arrays._running import Options
 from sash.arrays._store import Source, open_source
-from sash.arrays._store_tensor import TensorSource
+from sash.arrays._store_tensor import TensorSink, TensorSource
 from sash.errors import InputError
+from sash.units import format_bytes
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 _WORKS = "device=None runs compiled code on the processor, and device='cpu' on it what would run on a device"
 _IN_FLIGHT = 2
@@ -115,14 +118,32 @@ def torch_type(dtype: np.dtype) -> torch.dtype:
     return torch.from_numpy(np.empty(0, dtype)).dtype
 
 
-def moved(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
+def moved(numbers: np.ndarray, device: torch.device) -> Tensor:
     """Numbers of this side on the device: the same memory where that is the processor."""
     import torch
 
     return torch.from_numpy(numbers).to(device, non_blocking=True)
 
 
-def in_type(made: torch.Tensor, dtype: np.dtype) -> torch.Tensor:
+def new_tensor(shape: tuple[int, ...], dtype: np.dtype, device: torch.device) -> TensorSink:
+    """Where a result stays on the device; raises `InputError` where that has no room for it."""
+    import torch
+
+    try:
+        return TensorSink(torch.empty(shape, dtype=torch_type(dtype), device=device), dtype)
+    except RuntimeError as error:
+        needed = format_bytes(prod(shape) * dtype.itemsize)
+        raise InputError(f"the output of {shape} takes {needed}, which {device} does not give ({error}); name a file.") from error
+
+
+def moved_back(made: Tensor, into: np.ndarray) -> None:
+    """Numbers of a device into an array of this side; they are there when the stream has ended."""
+    import torch
+
+    torch.from_numpy(into).copy_(made, non_blocking=True)
+
+
+def in_type(made: Tensor, dtype: np.dtype) -> Tensor:
     """Numbers in another type, as `converted` makes them: rounded to whole ones, halves to even, within the type's range; NaN becomes 0.
 
     Whole numbers are made in place of what is given.

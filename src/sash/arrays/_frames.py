@@ -212,7 +212,7 @@ def block_of(size: int, hop: int, count: int) -> int:
     return min(1 << (most.bit_length() - 1), 1 << (count - 1).bit_length())
 
 
-def spectra_bytes(block: int, size: int, item: int) -> int:
+def block_bytes(block: int, size: int, item: int) -> int:
     """Of a block's spectra."""
     return block * 2 * (size // 2 + 1) * item
 
@@ -220,7 +220,7 @@ def spectra_bytes(block: int, size: int, item: int) -> int:
 def transform_bytes(block: int, size: int, item: int, kept: int) -> int:
     """Frames, their spectra as torch allocates them, of `kept` blocks, and what MKL takes for one transform: 2.2 times its length,
     measured, and more for large prime factors, which it goes round by a longer transform."""
-    return block * size * item + kept * spectra_bytes(block, size, item) + (3 if _is_smooth(size) else 32) * size * item + (1 << 16)
+    return block * size * item + kept * block_bytes(block, size, item) + (3 if _is_smooth(size) else 32) * size * item + (1 << 16)
 
 
 def _is_smooth(size: int) -> bool:

@@ -10,21 +10,28 @@ from functools import partial
 from hashlib import sha256
 from math import ceil, log2, prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sash.arrays._arguments import as_given
-from sash.arrays._frames import spectra_bytes, transform_bytes
+from sash.arrays._cluster import Seats
+from sash.arrays._device import device_of, new_tensor, open_on, settle, staging, tasks_at_once
+from sash.arrays._frames import block_bytes, transform_bytes
 from sash.arrays._overlap import told_window
 from sash.arrays._plan import ArrayPlan, Method
 from sash.arrays._resynthesis import Inverse, inverse_of, synthesize
 from sash.arrays._room import Room, aligned
 from sash.arrays._running import Options, does_not_fit, fewer
+from sash.arrays._spectra_device import signal_bytes, signal_on
 from sash.arrays._store import Sink, open_sink, open_source
+from sash.arrays._store_tensor import TensorSource
 from sash.arrays._tasks import KEPT, KEPT_APART, MOST_TASK_BYTES, TURNS, Cut, longest, run_job
 from sash.arrays._written import TASK_BYTES, chunks_of, output_kind, write_bytes
 from sash.window import Interval
+
+if TYPE_CHECKING:
+    import torch
 
 _WRITTEN = (".zarr", ".npy", ".wav")
 _CHUNKS_READ = 4
@@ -43,6 +50,7 @@ def istft(
     centered: bool = True,
     fft_size: int | None = None,
     length: int | None = None,
+    device: Any = None,
     workers: int | str | None = None,
     overwrite: bool = False,
     restart: bool = False,
@@ -64,15 +72,16 @@ def istft(
     for `stft`.
     """
     options = Options(budget, workers, overwrite, restart, progress)
-    with closing(open_source(source)) as opened:
+    place = device_of(device, source)
+    with closing(open_source(source) if place is None else open_on(source, place)) as opened:
         inverse = inverse_of(opened, frame, hop, fft_size, window, centered, length)
         told = f"inverse stft of {inverse.count} frames, {told_window(window)} of {frame}"
         out = Path(out) if isinstance(out, (str, os.PathLike)) else out
-        work = _Work(inverse, out, options, rate_hz, told, _cut(inverse, out, options, told))
+        work = _Work(inverse, out, options, rate_hz, told, _cut(inverse, out, options, told, place), place)
         if plan_only:
             return work.plan
         result = work.run()
-    return as_given(source, result) if out is None else result
+    return as_given(source, result) if out is None and place is None else result
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +94,7 @@ class _Work:
     rate_hz: int | None
     told: str
     cut: Cut
+    device: torch.device | None
 
     @property
     def parts(self) -> list[tuple[int, Interval]]:
@@ -108,7 +118,7 @@ class _Work:
         enlarged = np.sqrt(inverse.sums[-1].max() / inverse.sums[-1].min())
         error = float(np.finfo(inverse.taps.dtype).eps * max(log2(size), 1) * enlarged)
         return ArrayPlan(
-            operation=self.told + self.options.seats(inverse.source, self.out).told,
+            operation=self.told + (self.options.seats(inverse.source, self.out).told if self.device is None else ""),
             method=method,
             shape=inverse.shape,
             dtype=inverse.taps.dtype.name,
@@ -123,6 +133,7 @@ class _Work:
             wall_s=None,
             error=error,
             methods=(Method(method, self.cut.peak_bytes, None, error, "chosen"),),
+            device=None if self.device is None else str(self.device),
         )
 
     def run(self) -> Any:
@@ -132,11 +143,17 @@ class _Work:
             return run_job(self.told, self.out, self._facts, self._open, self._tasks, self.cut.workers, written, self.options)
 
     def _tasks(self, sink: Sink) -> list[Callable[[], None]]:
+        if self.device is not None:
+            settle(self.device)
+            waiting = staging(self.device)
+            return [partial(signal_on, self.device, self.inverse, sink, waiting, lane, part) for lane, part in self.parts]
         room = Room(aligned)
         return [partial(synthesize, self.inverse, sink, room, lane, part) for lane, part in self.parts]
 
     def _open(self, again: bool) -> Sink:
         inverse = self.inverse
+        if self.out is None and isinstance(inverse.source, TensorSource):
+            return new_tensor(inverse.shape, inverse.taps.dtype, inverse.source.tensor.device)
         lead = tuple(1 for _ in inverse.shape[:-1])
         chunks = (*lead, self.cut.chunk) if output_kind(self.out, _WRITTEN) == ".zarr" else None
         return open_sink(
@@ -165,13 +182,15 @@ class _Work:
             "cut": [self.cut.step, self.cut.chunk],
             "source": inverse.source.identity,
             "torch": torch.__version__,
+            **({} if self.device is None else {"device": self.device.type}),
         }
 
 
-def _cut(inverse: Inverse, out: Any, options: Options, told: str) -> Cut:
+def _cut(inverse: Inverse, out: Any, options: Options, told: str, device: torch.device | None) -> Cut:
     """Tasks as long as pays, within the budget; raises `DoesNotFit` where even the shortest are too long."""
     kind = output_kind(out, _WRITTEN)
-    seats, budget, item = options.seats(inverse.source, out), options.budget_bytes, inverse.taps.itemsize
+    seats = options.seats(inverse.source, out) if device is None else Seats(tasks_at_once(options, device))
+    budget, item = options.budget_bytes, inverse.taps.itemsize
     hop, size, block = inverse.window.stride, inverse.window.size, inverse.block
     held = inverse.source.held_bytes + 3 * inverse.taps.nbytes + 2 * inverse.sums.nbytes
     held *= seats.processes
@@ -188,6 +207,8 @@ def _cut(inverse: Inverse, out: Any, options: Options, told: str) -> Cut:
             first = min(inverse.source.grain[-1] - 1, inverse.count - frames)
             box = inverse.box(0, Interval(first, first + frames))
             found += inverse.bins * frames * 2 * item + inverse.source.scratch_bytes(box)
+        if device is not None:
+            found += inverse.bins * frames * 2 * item + signal_bytes(inverse, frames, device)
         return found + write_bytes(kind, chunk * item)
 
     chunks, shortest = chunks_of(kind, item, inverse.length), hop * block
@@ -199,6 +220,6 @@ def _cut(inverse: Inverse, out: Any, options: Options, told: str) -> Cut:
             found = longest(unit, wanted, lambda length, n=workers, c=chunk: held + n * taken(length, c) <= budget)
             if found is not None:
                 plain = Cut(1, found, chunk, workers, held + workers * taken(found, chunk))
-                return plain.keeping(spectra_bytes(block, size, item), budget, options.address is not None)
+                return plain.keeping(block_bytes(block, size, item), budget, options.address is not None)
     least = min(taken(chunk if kind == ".zarr" else shortest, chunk) for chunk in chunks)
     raise does_not_fit(told, held + least, budget, kind == "")

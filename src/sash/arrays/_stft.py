@@ -10,24 +10,31 @@ from functools import partial
 from hashlib import sha256
 from math import ceil, isfinite, log2, prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sash.arrays._arguments import as_given
 from sash.arrays._border import Boundary, checked_boundary
-from sash.arrays._frames import Frames, Lanes, frames_of, spectra_bytes
+from sash.arrays._cluster import Seats
+from sash.arrays._device import device_of, new_tensor, open_on, settle, staging, tasks_at_once
+from sash.arrays._frames import Frames, Lanes, block_bytes, frames_of
 from sash.arrays._overlap import told_window
 from sash.arrays._plan import ArrayPlan, Method
 from sash.arrays._room import Room, aligned
 from sash.arrays._running import Options, does_not_fit, fewer
 from sash.arrays._spectra import Made, Output, made_of
+from sash.arrays._spectra_device import spectra_bytes, spectra_on
 from sash.arrays._spectrogram import Picture
 from sash.arrays._store import Sink, open_sink, open_source
+from sash.arrays._store_tensor import TensorSink, TensorSource
 from sash.arrays._tasks import KEPT, KEPT_APART, MOST_TASK_BYTES, TURNS, Cut, longest, run_job, run_tasks
 from sash.arrays._written import TASK_BYTES, by_frames, chunks_of, output_kind, write_bytes
 from sash.errors import InputError
 from sash.window import Interval
+
+if TYPE_CHECKING:
+    import torch
 
 
 def stft(
@@ -47,6 +54,7 @@ def stft(
     low_hz: float = 0.0,
     high_hz: float | None = None,
     axis: int = -1,
+    device: Any = None,
     workers: int | str | None = None,
     overwrite: bool = False,
     restart: bool = False,
@@ -83,16 +91,17 @@ def stft(
     Raises `DoesNotFit` with the least budget that would do, and `InputError` for what cannot be read, written or meant.
     """
     options = Options(budget, workers, overwrite, restart, progress)
-    with closing(open_source(source)) as opened:
+    place = device_of(device, source)
+    with closing(open_source(source) if place is None else open_on(source, place)) as opened:
         lanes = Lanes.of(opened, axis)
         rate = _rate(rate_hz if rate_hz is not None else opened.rate_hz)
         frames = frames_of(lanes, frame, hop, fft_size, window, centered, checked_boundary(boundary))
         made = made_of(output, frames.bins, lanes.dtype, frames.size, rate, mels, low_hz, high_hz)
-        work = _Work.of(lanes, frames, made, out, options, f"stft of {lanes.length} samples, {told_window(window)} of {frame}")
+        work = _Work.of(lanes, frames, made, out, options, f"stft of {lanes.length} samples, {told_window(window)} of {frame}", place)
         if plan_only:
             return work.plan
         result = work.run()
-    return as_given(source, result) if out is None else result
+    return as_given(source, result) if out is None and place is None else result
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,9 +116,12 @@ class _Work:
     told: str
     cut: Cut
     picture: Picture | None
+    device: torch.device | None
 
     @classmethod
-    def of(cls, lanes: Lanes, frames: Frames, made: Made, out: Any, options: Options, told: str) -> _Work:
+    def of(
+        cls, lanes: Lanes, frames: Frames, made: Made, out: Any, options: Options, told: str, device: torch.device | None = None
+    ) -> _Work:
         kind = output_kind(out, (".zarr", ".npy", ".png"))
         out = Path(out) if isinstance(out, (str, os.PathLike)) else out
         picture = None
@@ -119,7 +131,8 @@ class _Work:
             picture = Picture(made.rows, frames.count, lanes.count)
             # All are drawn in decibels of the power.
             made = made if made.output == "mel" else Made("power", made.rows, made.dtype)
-        return cls(lanes, frames, made, out, options, told, _cut(lanes, frames, made, out, kind, options, picture, told), picture)
+        cut = _cut(lanes, frames, made, out, kind, options, picture, told, device)
+        return cls(lanes, frames, made, out, options, told, cut, picture, device)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -155,7 +168,7 @@ class _Work:
         # Of spectra: as a share of the largest that samples of this range can have, a rounding for each of the transform's steps.
         error = float(np.finfo(frames.taps.dtype).eps * max(log2(frames.size), 1) * np.abs(frames.taps).sum() / self.lanes.scale)
         return ArrayPlan(
-            operation=self.told + self.options.seats(source, self.out).told,
+            operation=self.told + (self.options.seats(source, self.out).told if self.device is None else ""),
             method=method,
             shape=self.shape,
             dtype=self.dtype.name,
@@ -170,6 +183,7 @@ class _Work:
             wall_s=None,
             error=error,
             methods=(Method(method, self.cut.peak_bytes, None, error, "chosen"),),
+            device=None if self.device is None else str(self.device),
         )
 
     def run(self) -> Any:
@@ -181,6 +195,10 @@ class _Work:
             return run_job(self.told, self.out, self._facts, self._open, self._tasks, self.cut.workers, written, self.options)
 
     def _tasks(self, sink: Sink | Picture) -> list[Callable[[], None]]:
+        if self.device is not None:
+            settle(self.device)
+            waiting = staging(self.device)
+            return [partial(spectra_on, self.device, self.lanes, self.frames, self.made, sink, waiting, *part) for part in self.parts]
         room = Room(aligned)
         return [partial(_task, self, sink, room, *part) for part in self.parts]
 
@@ -188,6 +206,8 @@ class _Work:
         if self.out is None:
             # Frames one after the other, as they are made.
             swapped = (*self.lanes.lead, self.frames.count, self.made.rows)
+            if isinstance(self.lanes.source, TensorSource):
+                return TensorSink(new_tensor(swapped, self.dtype, self.lanes.source.tensor.device).tensor.mT, self.dtype)
             new = open_sink(None, swapped, self.dtype).finish()
             return open_sink(new.swapaxes(-1, -2), self.shape, self.dtype)
         chunks = (*(1 for _ in self.lanes.lead), self.made.rows, self.cut.chunk)
@@ -223,6 +243,7 @@ class _Work:
             "cut": [self.cut.lanes, self.cut.step, self.cut.chunk],
             "source": self.lanes.source.identity,
             "torch": torch.__version__,
+            **({} if self.device is None else {"device": self.device.type}),
         }
 
 
@@ -268,24 +289,30 @@ def _rate(rate_hz: Any) -> float | None:
     return None if rate_hz is None else float(rate_hz)
 
 
-def _cut(lanes: Lanes, frames: Frames, made: Made, out: Any, kind: str, options: Options, picture: Picture | None, told: str) -> Cut:
+def _cut(lanes: Lanes, frames: Frames, made: Made, out: Any, kind: str, options: Options, picture: Picture | None, told: str, device: torch.device | None) -> Cut:
     """Tasks as long as pays, within the budget; raises `DoesNotFit` where even the shortest are too long."""
-    seats, budget = options.seats(lanes.source, out), options.budget_bytes
+    seats = options.seats(lanes.source, out) if device is None else Seats(tasks_at_once(options, device))
+    budget = options.budget_bytes
     item, window, count = made.dtype.itemsize, frames.window, frames.count
     direct = kind == "" or (kind == "array" and by_frames(out, made.dtype) is not None)
     held = lanes.source.held_bytes + 3 * frames.taps.nbytes + (made.bands.held_bytes if made.bands else 0)
     held *= seats.processes
     held += lanes.count * made.rows * count * item if kind == "" else 0
     held += picture.held_bytes + 5 * prod(picture.shape) if picture is not None else 0
-    in_memory = lanes.table is not None
+    in_memory = lanes.table is not None and device is None
+    stays = isinstance(lanes.source, TensorSource) and kind == ""
+    direct = (direct and device is None) or stays
     copied = lanes.source.dtype != lanes.dtype or (lanes.table is not None and frames.copied(lanes.table))
     own = frames.spectra_bytes(copied, KEPT if options.address is None else KEPT_APART) + frames.bins * item + TASK_BYTES
+    own = TASK_BYTES if device is not None else own
     own += 0 if direct and picture is None else (3 if picture is not None else 1) * frames.block * made.rows * item
 
     def taken(together: int, length: int, chunk: int) -> int:
         length = min(length, count)
         samples = (min(frames.block if in_memory else length, count) - 1) * window.stride + window.size
         found = own + lanes.around_bytes(1 if in_memory else together, samples, window.pad[0])
+        if device is not None:
+            found += spectra_bytes(frames, made, together, samples, lanes.source.dtype.itemsize, device)
         written = 0 if direct or picture is not None else made.rows * length * item
         return found + written + (0 if picture is not None else write_bytes(kind, made.rows * chunk * item))
 
@@ -303,7 +330,7 @@ def _cut(lanes: Lanes, frames: Frames, made: Made, out: Any, kind: str, options:
                 if found is not None:
                     plain = Cut(together, found, chunk, workers, held + workers * taken(together, found, chunk))
                     return plain.keeping(
-                        spectra_bytes(frames.block, frames.size, frames.taps.itemsize), budget, options.address is not None
+                        block_bytes(frames.block, frames.size, frames.taps.itemsize), budget, options.address is not None
                     )
     least = min(taken(together, max(frames.block, chunk), chunk) for together in groups for chunk in chunks)
     raise does_not_fit(told, held + least, budget, kind == "")
