@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import isfinite, log2, nan, prod, sqrt
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from sash.arrays._arguments import as_given, axes_of, check_kernel_axes, check_numbers, kernel_taps, of_two_axes, written_dtype
 from sash.arrays._border import Boundary, checked_boundary
 from sash.arrays._deconvolve_plan import MOST_CONDITION, Seen, fitted, verdicts
+from sash.arrays._device import device_of, open_on, tasks_at_once
 from sash.arrays._diagonal import Condition, Line, Spectrum, condition, mirrored
 from sash.arrays._look import Data, Look
+from sash.arrays._overlap_save import one_thread_each
 from sash.arrays._phases import run_phases
 from sash.arrays._plan import Method
 from sash.arrays._planes import Planes, planes_of
@@ -25,10 +27,14 @@ from sash.arrays._running import MAPPED_FROM, Options
 from sash.arrays._signal import Errors, errors, model
 from sash.arrays._spectral import Filtered, Inverse, Wiener
 from sash.arrays._store import Source, open_source
+from sash.arrays._store_tensor import TensorSource
 from sash.arrays._tiled import Tiled
 from sash.errors import InputError
 from sash.heap import blocks_given_back
 from sash.units import format_shape
+
+if TYPE_CHECKING:
+    import torch
 
 METHODS = ("auto", "inverse", "wiener", "richardson-lucy")
 ITERATIONS = 30
@@ -54,6 +60,7 @@ def deconvolve(
     adjoint: bool = False,
     axes: Sequence[int] | None = None,
     dtype: Any = None,
+    device: Any = None,
     workers: int | None = None,
     overwrite: bool = False,
     restart: bool = False,
@@ -92,13 +99,18 @@ def deconvolve(
     I. M. Johnstone 1994 for the median absolute difference; D. J. Field 1987 for the power law; W. H. Richardson 1972, L. B. Lucy 1974.
     """
     options = Options(budget, workers, overwrite, restart, progress)
-    with closing(open_source(source)) as opened, blocks_given_back(MAPPED_FROM):
-        asked = _Asked(opened, kernel_taps(kernel), checked_boundary(boundary), method, noise, iterations, adjoint, axes, dtype)
+    place = device_of(device, source)
+    with closing(open_source(source) if place is None else open_on(source, place)) as opened, blocks_given_back(MAPPED_FROM):
+        options = options if place is None else replace(options, workers=tasks_at_once(options, place))
+        asked = _Asked(opened, kernel_taps(kernel), checked_boundary(boundary), method, noise, iterations, adjoint, axes, dtype, place)
         chosen = _tiled(asked) if asked.adjoint or asked.method == "richardson-lucy" else _spectral(asked)
         job, plan = fitted(chosen, opened, out, options)
         if plan_only:
             return plan
-        made = run_phases(job, opened, out, options)
+        with nullcontext() if place is None else one_thread_each():
+            made = run_phases(job, opened, out, options)
+    if isinstance(opened, TensorSource) and out is None:
+        return as_given(source, made).to(opened.tensor.device)
     return as_given(source, made) if out is None else made
 
 
@@ -115,6 +127,7 @@ class _Asked:
     adjoint: bool
     named: Sequence[int] | None
     dtype: Any
+    device: torch.device | None = None
 
     def __post_init__(self) -> None:
         check_numbers(self.source, "deconvolve")
@@ -168,6 +181,7 @@ class _Asked:
             "axes": list(self.axes),
             "method": method,
             "dtype": self.written.name,
+            **({} if self.device is None else {"device": self.device.type}),
         }
 
 
@@ -201,12 +215,13 @@ def _spectral(asked: _Asked) -> Seen:
     expected = errors(spectrum, found, supposed, asked.written, work)
     chosen = _chosen(asked, found, expected)
     told = verdicts(chosen, found, expected, supposed, spectrum.shape)
-    filtered = Filtered(asked.source, asked.planes, asked.written, Inverse(spectrum) if chosen == "inverse" else Wiener(spectrum, supposed))
+    made = Inverse(spectrum) if chosen == "inverse" else Wiener(spectrum, supposed)
+    filtered = Filtered(asked.source, asked.planes, asked.written, made, asked.device)
     facts = asked.facts(chosen)
     if chosen == "wiener":
         facts |= {"noise": supposed.noise, "signal": [supposed.scale, supposed.slope, supposed.corner, supposed.constant]}
     error = expected.inverse if chosen == "inverse" else expected.wiener
-    return Seen(asked.told, chosen, filtered, asked.source.shape, asked.written, facts, told, error, found.number, bytes_seen)
+    return Seen(asked.told, chosen, filtered, asked.source.shape, asked.written, facts, told, error, found.number, bytes_seen, asked.device)
 
 
 def _chosen(asked: _Asked, found: Condition, expected: Errors) -> str:
@@ -233,11 +248,11 @@ def _tiled(asked: _Asked) -> Seen:
     count = 1 if asked.adjoint else asked.given_iterations or ITERATIONS
     grid, most = Grid.of(asked.planes.size, asked.taps, asked.boundary, count)
     phases = () if asked.adjoint else tuple(min(most, count - first) for first in range(0, count, most))
-    work = Tiled(asked.source, asked.planes, asked.written, grid, phases)
+    work = Tiled(asked.source, asked.planes, asked.written, grid, phases, asked.device)
     facts = asked.facts(name) | {"iterations": list(phases)}
     label = name if asked.adjoint else f"{name}, {count} iterations"
     if asked.adjoint:
         told, error = (), 1e-14 if asked.written == np.float64 else 1e-7
     else:
         told, error = (Method(name, None, None, nan, "chosen: asked for; its error is not known before"),), nan
-    return Seen(asked.told, label, work, asked.source.shape, asked.written, facts, told, error, nan, bytes_seen)
+    return Seen(asked.told, label, work, asked.source.shape, asked.written, facts, told, error, nan, bytes_seen, asked.device)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import isnan, nan, prod
 from os import PathLike
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -18,7 +18,11 @@ from sash.arrays._plan import ArrayPlan, Method
 from sash.arrays._running import Options, does_not_fit
 from sash.arrays._signal import Errors, Model
 from sash.arrays._store import Sink, Source
+from sash.arrays._store_tensor import TensorSource
 from sash.units import format_shape
+
+if TYPE_CHECKING:
+    import torch
 
 MOST_CONDITION = 1e15
 """Of a kernel that is inverted: above, nothing is left of the weakest frequencies in float64."""
@@ -58,6 +62,7 @@ class Seen:
     condition: float
     looking_bytes: int
     """Held by the pass that came before."""
+    device: torch.device | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,9 @@ def fitted(seen: Seen, source: Source, out: Any, options: Options) -> tuple[Phas
         shards = shards_for(out, seen.shape, seen.dtype, room, workers)
         sink = ForeseenSink(out, seen.shape, seen.dtype, shards)
         held = source.held_bytes + STARTING_BYTES
+        if isinstance(source, TensorSource) and out is None:
+            # The result is put together on this side, and then moved to the tensor's.
+            held += prod(seen.shape) * seen.dtype.itemsize
         for sizes in seen.work.ways(workers, sink, filed, MOST_BETWEEN):
             peak = held + max(sink.held_bytes + seen.work.peak_bytes(sizes, sink), seen.looking_bytes)
             if peak <= budget:
@@ -135,6 +143,7 @@ def _planned(
         error=seen.error,
         methods=seen.methods,
         condition=seen.condition,
+        device=None if seen.device is None else str(seen.device),
     )
     return job, plan
 

@@ -140,7 +140,7 @@ def moved_back(made: Tensor, into: np.ndarray) -> None:
     """Numbers of a device into an array of this side; they are there when the stream has ended."""
     import torch
 
-    torch.from_numpy(into).copy_(made, non_blocking=True)
+    torch.from_numpy(into).copy_(made, non_blocking=into.flags.c_contiguous)
 
 
 def in_type(made: Tensor, dtype: np.dtype) -> Tensor:

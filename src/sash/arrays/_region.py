@@ -186,7 +186,7 @@ class Region:
         ahead = [side.taps // 2 for side in grid.sides]
         padded = np.zeros(grid.transform)
         padded[ahead[0] : ahead[0] + self.shape[0], ahead[1] : ahead[1] + self.shape[1]] = signal
-        for axis, (copies, copied) in enumerate(self._beyond):
+        for axis, (copies, copied) in enumerate(self.beyond):
             lines = padded if axis == 0 else padded.T
             lines[copies] = lines[copied]
         found: Any = fft.rfft2(padded)
@@ -206,7 +206,7 @@ class Region:
         del padded
         found *= self.grid.conjugate
         made: Any = fft.irfft2(found, grid.transform, overwrite_x=True)
-        for axis, (copies, copied) in enumerate(self._beyond):
+        for axis, (copies, copied) in enumerate(self.beyond):
             lines = made if axis == 0 else made.T
             for copy, place in zip(copies.tolist(), copied.tolist(), strict=True):
                 lines[place] += lines[copy]
@@ -214,5 +214,6 @@ class Region:
         return made[ahead[0] : ahead[0] + self.shape[0], ahead[1] : ahead[1] + self.shape[1]]
 
     @cached_property
-    def _beyond(self) -> list[tuple[np.ndarray, np.ndarray]]:
+    def beyond(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Along both axes: places around the region that copy others, and which."""
         return [side.beyond(part) for side, part in zip(self.grid.sides, self.around, strict=True)]

@@ -5,23 +5,28 @@ Every line is transformed by itself, so that the numbers are the same however th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import ceil, prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sash.arrays._device import in_type, moved, stream_of
 from sash.arrays._diagonal import Line, Spectrum
 from sash.arrays._fir import converted
 from sash.arrays._foreseen import RAW_SCRATCH
-from sash.arrays._phases import Between, Phase, Sizes
+from sash.arrays._lines_device import NUMBERS, backward, forward, on_this_side
+from sash.arrays._phases import Between, Phase, Sizes, Task
 from sash.arrays._planes import Part, Planes
 from sash.arrays._running import fewer
 from sash.arrays._signal import Model
 from sash.arrays._store import Sink, Source
 from sash.window import Interval
+
+if TYPE_CHECKING:
+    import torch
 
 TASK_BYTES = 1 << 20
 """What a task takes beside its arrays: its thread, and small things."""
@@ -35,10 +40,11 @@ class Inverse:
 
     spectrum: Spectrum
 
-    def apply(self, found: np.ndarray, columns: Interval) -> None:
+    def apply(self, found: Any, columns: Interval) -> None:
         """Filter frequencies in place: the last axis is a part along, the one before all down."""
         for part in self.spectrum.blocks(columns):
-            _own(found, self.spectrum, part, columns)[...] /= self.spectrum.block(part)
+            own = _own(found, self.spectrum, part, columns)
+            own /= _beside(found, self.spectrum.block(part))
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +57,7 @@ class Wiener:
     spectrum: Spectrum
     supposed: Model
 
-    def apply(self, found: np.ndarray, columns: Interval) -> None:
+    def apply(self, found: Any, columns: Interval) -> None:
         """Filter frequencies in place: the last axis is a part along, the one before all down."""
         count = prod(line.size for line in self.spectrum.lines if line is not None)
         rows = np.arange(self.spectrum.shape[0])
@@ -66,10 +72,16 @@ class Wiener:
             passed = np.conj(passed, out=passed)
             # A frequency that is lost, where there is no noise either, is 0.
             np.divide(passed, whole, out=passed, where=whole > 0)
-            _own(found, self.spectrum, part, columns)[...] *= passed
+            own = _own(found, self.spectrum, part, columns)
+            own *= _beside(found, passed)
 
 
-def _own(found: np.ndarray, spectrum: Spectrum, part: Interval, columns: Interval) -> np.ndarray:
+def _beside(found: Any, numbers: np.ndarray) -> Any:
+    """Numbers where the others are: those of a tensor on its device."""
+    return numbers if isinstance(found, np.ndarray) else moved(np.ascontiguousarray(numbers), found.device)
+
+
+def _own(found: Any, spectrum: Spectrum, part: Interval, columns: Interval) -> Any:
     """Of a part of the frequencies along; all columns, where these are no frequencies."""
     return found if spectrum.lines[1] is None else found[..., part.start - columns.start : part.stop - columns.start]
 
@@ -82,6 +94,8 @@ class Filtered:
     planes: Planes
     dtype: np.dtype
     filter: Inverse | Wiener
+    device: torch.device | None = None
+    """Where lines are transformed, by torch; None: here, by scipy."""
 
     @property
     def lines(self) -> tuple[Line | None, Line | None]:
@@ -117,30 +131,53 @@ class Filtered:
         down, along = self.lines
         rows = [Interval(top, min(top + sizes.rows, height)) for top in range(0, height, sizes.rows)]
         if down is None:
-            return [Phase([partial(self._rows, Part(lead, part, Interval(0, width))) for part in rows], None, self.dtype)]
+            return [Phase([self._task(self._rows, Part(lead, part, Interval(0, width))) for part in rows], None, self.dtype)]
         if along is None:
             bands = [Interval(left, min(left + sizes.columns, width)) for left in range(0, width, sizes.columns)]
-            return [Phase([partial(self._columns, Part(lead, Interval(0, height), part)) for part in bands], None, self.dtype)]
+            return [Phase([self._task(self._columns, Part(lead, Interval(0, height), part)) for part in bands], None, self.dtype)]
         lanes, (bins, dtype) = self.planes.lanes(lead), self._kept
         wide = min(sizes.columns, bins)
         blocks = [Interval(left, min(left + wide, bins)) for left in range(0, bins, wide)]
         made = lanes, len(blocks), height, wide
         wholes = [Part(lead, part, Interval(0, width)) for part in rows]
         return [
-            Phase([partial(self._forward, part, blocks) for part in wholes], made, dtype),
+            Phase([self._task(self._forward, part, blocks) for part in wholes], made, dtype),
             Phase(
-                [partial(self._middle, lane, place, part) for lane in range(lanes) for place, part in enumerate(blocks)], made, dtype, True
+                [self._task(self._middle, lane, place, part) for lane in range(lanes) for place, part in enumerate(blocks)], made, dtype, True
             ),
-            Phase([partial(self._backward, part, blocks) for part in wholes], None, self.dtype),
+            Phase([self._task(self._backward, part, blocks) for part in wholes], None, self.dtype),
         ]
 
-    def _signal(self, part: Part) -> np.ndarray:
+    def _task(self, work: Callable[..., None], *told: Any) -> Task:
+        return partial(self._run, partial(work, *told))
+
+    def _run(self, work: Callable[..., None], given: Source | None, sink: Sink) -> None:
+        if self.device is None:
+            work(given, sink)
+            return
+        with stream_of(self.device):
+            work(given, sink)
+
+    def _there(self, numbers: np.ndarray) -> Any:
+        """Numbers where they are transformed."""
+        return numbers if self.device is None else moved(numbers, self.device)
+
+    def _forward_of(self, line: Line, signal: Any, axis: int) -> Any:
+        return line.forward(signal, axis) if self.device is None else forward(line, signal, axis)
+
+    def _backward_of(self, line: Line, found: Any, axis: int) -> Any:
+        return line.backward(found, axis) if self.device is None else backward(line, found, axis)
+
+    def _signal(self, part: Part) -> Any:
         shape = self.planes.lanes(part.lead), part.rows.length, part.columns.length
         raw = np.empty(shape, self.source.dtype)
         self.planes.read(self.source, part, raw)
-        return raw.astype(np.float64, copy=False)
+        return raw.astype(np.float64, copy=False) if self.device is None else self._there(raw).double()
 
-    def _write(self, sink: Sink, part: Part, signal: np.ndarray) -> None:
+    def _write(self, sink: Sink, part: Part, signal: Any) -> None:
+        if self.device is not None:
+            self.planes.write(sink, part, np.ascontiguousarray(on_this_side(in_type(signal, self.dtype))))
+            return
         written = signal
         if signal.dtype != self.dtype:
             written = np.empty(signal.shape, self.dtype)
@@ -151,25 +188,25 @@ class Filtered:
     def _rows(self, part: Part, given: Source | None, sink: Sink) -> None:
         line = self.lines[1]
         assert line is not None
-        found = line.forward(self._signal(part), 2)
+        found = self._forward_of(line, self._signal(part), 2)
         self.filter.apply(found, Interval(0, line.bins))
-        made = line.backward(found, 2)
+        made = self._backward_of(line, found, 2)
         del found
         self._write(sink, part, made)
 
     def _columns(self, part: Part, given: Source | None, sink: Sink) -> None:
         line = self.lines[0]
         assert line is not None
-        found = line.forward(self._signal(part), 1)
+        found = self._forward_of(line, self._signal(part), 1)
         self.filter.apply(found, Interval(0, 1))
-        made = line.backward(found, 1)
+        made = self._backward_of(line, found, 1)
         del found
         self._write(sink, part, made)
 
     def _forward(self, part: Part, blocks: Sequence[Interval], given: Source | None, sink: Sink) -> None:
         line = self.lines[1]
         assert line is not None
-        found = line.forward(self._signal(part), 2)
+        found = on_this_side(self._forward_of(line, self._signal(part), 2))
         for box, own in _pieces(part.rows, blocks, len(found)):
             sink.write(box, found[:, None, :, own])
 
@@ -179,10 +216,10 @@ class Filtered:
         block = np.empty((1, 1, line.size, columns.length), self._kept[1])
         box = Interval(lane, lane + 1), Interval(place, place + 1), Interval(0, line.size), Interval(0, columns.length)
         given.read(box, block)
-        found = line.forward(block[0, 0], 0)
+        found = self._forward_of(line, self._there(block[0, 0]), 0)
         self.filter.apply(found, columns)
-        made = line.backward(found, 0)
-        sink.write(box, made[None, None])
+        made = self._backward_of(line, found, 0)
+        sink.write(box, on_this_side(made)[None, None])
 
     def _backward(self, part: Part, blocks: Sequence[Interval], given: Source, sink: Sink) -> None:
         line = self.lines[1]
@@ -191,7 +228,7 @@ class Filtered:
         found = np.empty((lanes, part.rows.length, line.bins), line.dtype)
         for box, own in _pieces(part.rows, blocks, lanes):
             given.read(box, found[:, None, :, own])
-        made = line.backward(found, 2)
+        made = self._backward_of(line, self._there(found), 2)
         del found
         self._write(sink, part, made)
 
@@ -209,7 +246,16 @@ class Filtered:
         return found * prod(self.planes.shape[: self.planes.lead]) // prod(one.length for one in lead)
 
     def task_bytes(self, sizes: Sizes, sink: Sink) -> int:
-        """Bytes that a task holds at most."""
+        """Bytes that a task holds at most, on both sides where there are two."""
+        here = self._here_bytes(sizes, sink)
+        if self.device is None:
+            return here
+        lanes, (height, width) = prod(sizes.lead) * self.planes.channels, self.planes.size
+        rows, columns = (sizes.rows, width) if self.lines[1] is not None else (height, sizes.columns)
+        numbers = max(lanes * rows * columns, height * sizes.columns * 2 if None not in self.lines else 0)
+        return here + 8 * NUMBERS * numbers + 2 * self.filter.spectrum.scratch_bytes()
+
+    def _here_bytes(self, sizes: Sizes, sink: Sink) -> int:
         down, along = self.lines
         height, width = self.planes.size
         lanes = prod(sizes.lead) * self.planes.channels

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from math import ceil, prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sash.arrays._device import stream_of
 from sash.arrays._fir import converted
 from sash.arrays._foreseen import RAW_SCRATCH
 from sash.arrays._phases import Between, Phase, Sizes
 from sash.arrays._planes import Part, Planes
 from sash.arrays._region import Grid, Region
+from sash.arrays._region_device import NUMBERS, adjoint_on, richardson_lucy_on
 from sash.arrays._running import fewer
 from sash.arrays._store import Sink, Source
 from sash.window import Interval
+
+if TYPE_CHECKING:
+    import torch
 
 TASK_BYTES = 1 << 20
 """What a task takes beside its arrays: its thread, and small things."""
@@ -62,6 +68,8 @@ class Tiled:
     grid: Grid
     iterations: tuple[int, ...]
     """Of Richardson–Lucy, in each phase; none: the adjoint."""
+    device: torch.device | None = None
+    """Where regions are filtered, by torch; None: here, by scipy."""
 
     @property
     def passes(self) -> int:
@@ -90,12 +98,19 @@ class Tiled:
         ]
 
     def _adjoint(self, part: Part, given: Source | None, sink: Sink) -> None:
-        self._make(part, sink, lambda region, lane: region.adjoint(self._signal(self.source, part, lane, region)))
+        def made(region: Region, lane: int) -> np.ndarray:
+            signal = self._signal(self.source, part, lane, region)
+            return region.adjoint(signal) if self.device is None else adjoint_on(self.device, region, signal)
+
+        self._make(part, sink, made)
 
     def _iterate(self, part: Part, count: int, given: Source | None, sink: Sink) -> None:
         def made(region: Region, lane: int) -> np.ndarray:
             found = np.ones(region.shape) if given is None else self._signal(given, part, lane, region)
-            return richardson_lucy(region, self._signal(self.source, part, lane, region), found, count)
+            data = self._signal(self.source, part, lane, region)
+            if self.device is None:
+                return richardson_lucy(region, data, found, count)
+            return richardson_lucy_on(self.device, region, data, found, count)
 
         self._make(part, sink, made)
 
@@ -109,7 +124,9 @@ class Tiled:
                 target.append(slice(start - mine.start, stop - mine.start))
                 found.append(slice(start - around.start, stop - around.start))
             for lane in range(lanes):
-                converted(work(region, lane)[tuple(found)], out[lane][tuple(target)])
+                with stream_of(self.device) if self.device is not None else nullcontext():
+                    made = work(region, lane)
+                converted(made[tuple(found)], out[lane][tuple(target)])
         self.planes.write(sink, part, out)
 
     def _signal(self, source: Source, part: Part, lane: int, region: Region) -> np.ndarray:
@@ -162,7 +179,8 @@ class Tiled:
         arrays = (4 if self.iterations else 1) * grid.region_bytes
         files = 2 * RAW_SCRATCH if sizes.between == "files" else 0
         written = part * (8 if self.passes > 1 else self.dtype.itemsize)
-        return written + max(raw + 2 * grid.region_bytes, arrays + grid.scratch_bytes, sink.scratch_bytes(box)) + files + TASK_BYTES
+        there = 0 if self.device is None else 8 * NUMBERS * prod(grid.transform)
+        return written + max(raw + 2 * grid.region_bytes, arrays + grid.scratch_bytes + there, sink.scratch_bytes(box)) + files + TASK_BYTES
 
     def peak_bytes(self, sizes: Sizes, sink: Sink) -> int:
         """Bytes held at once."""
