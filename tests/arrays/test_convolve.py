@@ -130,7 +130,7 @@ def test_torchs_threads_are_left_as_they_were():
 @pytest.mark.parametrize(
     ("kernel", "told", "message"),
     [
-        (np.ones((3, 3, 3)), {}, "kernels have one or two axes so far"),
+        (np.ones((3, 3, 3)), {}, "the kernel has 3 axes, and goes along axes"),
         (np.ones((3, 3)), {"mode": "all"}, "mode is 'all'; there are same, valid, full"),
         (np.ones((3, 3)), {"method": "magic"}, "method is 'magic'"),
         (np.ones((3, 3)), {"axes": (0,)}, "the kernel has 2 axes, and goes along axes"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from math import ceil, prod
@@ -270,7 +270,8 @@ def _task_bytes(job: BlockJob, own: Filter, source: Source, sink: Sink, sides: t
     # As they came, in the type of the sums, and what lies beyond the ends in between.
     gathered = (read if device.type == "cuda" else 0) + 3 * near * own.dtype.itemsize // 2
     work = own.run_bytes(lanes, filtered) + (2 * made if job.dtype != own.dtype else 0)
-    return here + max(gathered, work) + TASK_BYTES
+    places = 64 * sum(part.length - side for part, side in zip(reads.values(), filtered, strict=True))
+    return here + max(gathered, work) + places + TASK_BYTES
 
 
 def _edges(size: int, side: int) -> list[Interval]:

@@ -25,8 +25,8 @@ from sash.arrays._arguments import (
     work_dtype,
     written_dtype,
 )
-from sash.arrays._border import Boundary, checked_boundary
 from sash.arrays._blocks import plan_blocks
+from sash.arrays._border import Boundary, checked_boundary
 from sash.arrays._choose import Way, quickest, stage_seconds
 from sash.arrays._convolve_blocks import block_ways
 from sash.arrays._device import device_of, open_on, processor
@@ -159,8 +159,8 @@ class Asked:
         check_kernel_axes(self.taps, self.source.shape, self.axes)
         if self.method == "direct" and not self.by_blocks:
             raise InputError(
-                "method 'direct' adds up taps one by one, of kernels of three axes and on a device; 'separable' makes a kernel of two axes of "
-                "as few outer products as there are."
+                "method 'direct' adds up taps one by one, of kernels of three axes and on a device; 'separable' makes a kernel of two axes "
+                "of as few outer products as there are."
             )
         for axis, taps in zip(self.axes, self.taps.shape, strict=True):
             if self.mode == "valid" and taps > self.source.shape[axis]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sash.arrays._arguments import written_dtype
-from sash.arrays._block_filters import Filter, Products, Taps, Transformed
+from sash.arrays._block_filters import Filter, Products, Taps
+from sash.arrays._block_transforms import Transformed
 from sash.arrays._blocks import BlockJob
 from sash.arrays._outer_products import MOST_TERMS, outer_products_of
 from sash.units import format_shape
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from sash.arrays._convolve import Asked
 
 ROUNDING = {"float32": 6e-7, "float64": 2e-14}
-"""What sums and transforms of up to three axes can be off by, as a share of the largest sample times the sum of the kernel's absolute taps."""
+"""What sums and transforms of up to three axes can be off by, of the largest sample times the sum of the kernel's absolute taps."""
 MOST_TAPS = 1000
 """Taps from which on adding them one by one is not looked at."""
 

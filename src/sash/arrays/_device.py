@@ -83,7 +83,7 @@ def tasks_at_once(options: Options, device: torch.device) -> int:
 
 
 def staging(device: torch.device) -> Room:
-    """Where numbers wait on this side of a device: in pinned memory if it is another one, from which they move while others are computed."""
+    """Where numbers wait on this side of a device: for another one in pinned memory, from which they move while others are computed."""
     return Room(_pinned if device.type == "cuda" else aligned)
 
 

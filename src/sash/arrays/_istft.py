@@ -23,7 +23,7 @@ from sash.arrays._plan import ArrayPlan, Method
 from sash.arrays._resynthesis import Inverse, inverse_of, synthesize
 from sash.arrays._room import Room, aligned
 from sash.arrays._running import Options, does_not_fit, fewer
-from sash.arrays._spectra_device import signal_bytes, signal_on
+from sash.arrays._spectra_device import STARTING_BYTES, signal_bytes, signal_on
 from sash.arrays._store import Sink, open_sink, open_source
 from sash.arrays._store_tensor import TensorSource
 from sash.arrays._tasks import KEPT, KEPT_APART, MOST_TASK_BYTES, TURNS, Cut, longest, run_job
@@ -195,6 +195,7 @@ def _cut(inverse: Inverse, out: Any, options: Options, told: str, device: torch.
     held = inverse.source.held_bytes + 3 * inverse.taps.nbytes + 2 * inverse.sums.nbytes
     held *= seats.processes
     held += prod(inverse.shape) * item if kind == "" else 0
+    held += 0 if device is None else STARTING_BYTES
     kept = KEPT if options.address is None else KEPT_APART
     own = transform_bytes(block, size, item, kept) + block * 2 * inverse.bins * item + TASK_BYTES
 

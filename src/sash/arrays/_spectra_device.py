@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _TOGETHER = 1 << 22
 """Samples that are transformed together on a GPU, about: fewer would leave it waiting for the next."""
+STARTING_BYTES = 4 << 20
+"""What the first transforms of a process load, measured on a processor."""
 _KEPT = 3
 """Arrays of spectra that are there at once: a transform's, and two of what is made of it."""
 
@@ -32,7 +34,9 @@ def together(frames: Frames | Inverse, device: torch.device) -> int:
     """Frames that are transformed together: whole blocks of them."""
     if device.type != "cuda":
         return frames.block
-    return min(max(_TOGETHER // max(frames.window.size, 1) // frames.block, 1) * frames.block, -(-frames.count // frames.block) * frames.block)
+    return min(
+        max(_TOGETHER // max(frames.window.size, 1) // frames.block, 1) * frames.block, -(-frames.count // frames.block) * frames.block
+    )
 
 
 def spectra_bytes(frames: Frames, made: Made, lanes: int, samples: int, source_item: int, device: torch.device) -> int:
@@ -87,7 +91,9 @@ def _settled(device: torch.device) -> None:
         torch.cuda.current_stream(device).synchronize()
 
 
-def _samples(signal: Lanes, lanes: Interval, reads: Interval, boundary: Boundary, kind: torch.dtype, room: Room, device: torch.device) -> Tensor:
+def _samples(
+    signal: Lanes, lanes: Interval, reads: Interval, boundary: Boundary, kind: torch.dtype, room: Room, device: torch.device
+) -> Tensor:
     """(lane, sample), in the type that is worked in."""
     box, order = (lanes, reads), [0, 1]
     if len(signal.source.shape) == 1:

@@ -142,9 +142,7 @@ class Filtered:
         wholes = [Part(lead, part, Interval(0, width)) for part in rows]
         return [
             Phase([self._task(self._forward, part, blocks) for part in wholes], made, dtype),
-            Phase(
-                [self._task(self._middle, lane, place, part) for lane in range(lanes) for place, part in enumerate(blocks)], made, dtype, True
-            ),
+            Phase([self._task(self._middle, lane, *own) for lane in range(lanes) for own in enumerate(blocks)], made, dtype, True),
             Phase([self._task(self._backward, part, blocks) for part in wholes], None, self.dtype),
         ]
 

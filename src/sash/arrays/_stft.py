@@ -24,7 +24,7 @@ from sash.arrays._plan import ArrayPlan, Method
 from sash.arrays._room import Room, aligned
 from sash.arrays._running import Options, does_not_fit, fewer
 from sash.arrays._spectra import Made, Output, made_of
-from sash.arrays._spectra_device import spectra_bytes, spectra_on
+from sash.arrays._spectra_device import STARTING_BYTES, spectra_bytes, spectra_on
 from sash.arrays._spectrogram import Picture
 from sash.arrays._store import Sink, open_sink, open_source
 from sash.arrays._store_tensor import TensorSink, TensorSource
@@ -289,7 +289,17 @@ def _rate(rate_hz: Any) -> float | None:
     return None if rate_hz is None else float(rate_hz)
 
 
-def _cut(lanes: Lanes, frames: Frames, made: Made, out: Any, kind: str, options: Options, picture: Picture | None, told: str, device: torch.device | None) -> Cut:
+def _cut(
+    lanes: Lanes,
+    frames: Frames,
+    made: Made,
+    out: Any,
+    kind: str,
+    options: Options,
+    picture: Picture | None,
+    told: str,
+    device: torch.device | None,
+) -> Cut:
     """Tasks as long as pays, within the budget; raises `DoesNotFit` where even the shortest are too long."""
     seats = options.seats(lanes.source, out) if device is None else Seats(tasks_at_once(options, device))
     budget = options.budget_bytes
@@ -304,7 +314,7 @@ def _cut(lanes: Lanes, frames: Frames, made: Made, out: Any, kind: str, options:
     direct = (direct and device is None) or stays
     copied = lanes.source.dtype != lanes.dtype or (lanes.table is not None and frames.copied(lanes.table))
     own = frames.spectra_bytes(copied, KEPT if options.address is None else KEPT_APART) + frames.bins * item + TASK_BYTES
-    own = TASK_BYTES if device is not None else own
+    own, held = (own, held) if device is None else (TASK_BYTES, held + STARTING_BYTES)
     own += 0 if direct and picture is None else (3 if picture is not None else 1) * frames.block * made.rows * item
 
     def taken(together: int, length: int, chunk: int) -> int:

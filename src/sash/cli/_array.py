@@ -25,6 +25,10 @@ Workers = Annotated[
         help="Tasks side by side, as many as there are processors unless said; or a Dask scheduler, as tcp://127.0.0.1:8786.",
     ),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="cpu, cuda or cuda:0: compute there, by torch; by compiled code on the processor unless said."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it is there.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Begin anew, whatever an interrupted run left.")]
 PlanOnly = Annotated[bool, typer.Option("--plan", help="Print what would run, and why the others lost; run nothing.")]

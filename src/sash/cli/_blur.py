@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sash.cli._array import ArrayBudget, Axes, Border, Fill, In, Out, Overwrite, PlanOnly, Restart, Workers, axes_of, numbers, run
+from sash.cli._array import ArrayBudget, Axes, Border, Device, Fill, In, Out, Overwrite, PlanOnly, Restart, Workers, axes_of, numbers, run
 from sash.cli._show import guarded
 from sash.cli._workload import Debug, Json
 
@@ -29,6 +29,7 @@ def blur(
     order: Order = "0",
     axes: Axes = None,
     method: Method = "auto",
+    device: Device = None,
     workers: Workers = None,
     overwrite: Overwrite = False,
     restart: Restart = False,
@@ -54,6 +55,7 @@ def blur(
             fill=fill,
             order=numbers(order, "--order", int),
             axes=axes_of(axes),
+            device=device,
             workers=workers,
             overwrite=overwrite,
             restart=restart,

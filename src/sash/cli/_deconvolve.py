@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sash.cli._array import ArrayBudget, Axes, Border, In, Out, Overwrite, PlanOnly, Restart, Workers, axes_of, run
+from sash.cli._array import ArrayBudget, Axes, Border, Device, In, Out, Overwrite, PlanOnly, Restart, Workers, axes_of, run
 from sash.cli._show import guarded
 from sash.cli._workload import Debug, Json
 
@@ -31,6 +31,7 @@ def deconvolve(
     iterations: Iterations = None,
     adjoint: Adjoint = False,
     axes: Axes = None,
+    device: Device = None,
     workers: Workers = None,
     overwrite: Overwrite = False,
     restart: Restart = False,
@@ -46,5 +47,5 @@ def deconvolve(
 
     told: dict[str, Any] = {"boundary": boundary, "method": method}
     settings = {"noise": noise, "iterations": iterations, "adjoint": adjoint, "axes": axes_of(axes)}
-    places: dict[str, Any] = {"budget": budget, "workers": workers, "overwrite": overwrite, "restart": restart}
+    places: dict[str, Any] = {"budget": budget, "device": device, "workers": workers, "overwrite": overwrite, "restart": restart}
     run(partial(arrays.deconvolve, source, kernel, out, **told, **settings, **places), out, plan_only, as_json)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sash.cli._array import ArrayBudget, Border, Overwrite, PlanOnly, Restart, Workers, run
+from sash.cli._array import ArrayBudget, Border, Device, Overwrite, PlanOnly, Restart, Workers, run
 from sash.cli._show import guarded, show, show_json
 from sash.cli._workload import Debug, Json
 from sash.errors import InputError
@@ -45,6 +45,7 @@ def stft(
     centered: Centered = True,
     boundary: Border = "mirror",
     budget: ArrayBudget = "512 MiB",
+    device: Device = None,
     workers: Workers = None,
     overwrite: Overwrite = False,
     restart: Restart = False,
@@ -73,7 +74,7 @@ def stft(
     kind: Any = output or ("db" if out.suffix.lower() == ".png" else "complex")
     told: dict[str, Any] = {"window": taper, "boundary": boundary, "output": kind, "mels": mels}
     settings = {"rate_hz": rate_hz, "fft_size": fft_size, "centered": centered}
-    places = {"budget": budget, "workers": workers, "overwrite": overwrite, "restart": restart}
+    places = {"budget": budget, "device": device, "workers": workers, "overwrite": overwrite, "restart": restart}
     run(partial(arrays.stft, source, frame, hop, out, **told, **settings, **places), out, plan_only, as_json)
 
 
