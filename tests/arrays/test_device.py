@@ -280,7 +280,7 @@ class _Live(TorchDispatchMode):
     ids=lambda made: f"{type(made).__name__} {len(made.sizes)}",
 )
 def test_a_filters_memory_is_what_was_told(made):
-    made = made.fitted(made.sizes)
+    made = made.fitted(made.sizes, torch.device("cpu"))
     made.prepare(torch.device("cpu"))
     parts = tuple(Interval(0, size) for size in made.sizes)
     near = torch.rand(2, *(part.length for part in made.reads(parts)), dtype=torch.float32 if made.dtype == np.float32 else torch.float64)

@@ -43,8 +43,8 @@ class Filter(Protocol):
         """Of the sums."""
         ...
 
-    def fitted(self, sides: tuple[int, ...]) -> Filter:
-        """The same for blocks of at most so many outputs an axis."""
+    def fitted(self, sides: tuple[int, ...], device: torch.device) -> Filter:
+        """The same for blocks of at most so many outputs an axis, on a device."""
         ...
 
     def reads(self, parts: tuple[Interval, ...]) -> tuple[Interval, ...]:
@@ -85,7 +85,7 @@ class Rated:
     def sizes(self) -> tuple[int, ...]:
         return tuple(axis.size for axis in self.axes)
 
-    def fitted(self, sides: tuple[int, ...]) -> Rated:
+    def fitted(self, sides: tuple[int, ...], device: torch.device) -> Rated:
         return self
 
     def prepare(self, device: torch.device) -> None:
@@ -147,7 +147,7 @@ class Products:
     terms: tuple[tuple[np.ndarray, ...], ...]
     held_bytes = 0
 
-    def fitted(self, sides: tuple[int, ...]) -> Products:
+    def fitted(self, sides: tuple[int, ...], device: torch.device) -> Products:
         return self
 
     def prepare(self, device: torch.device) -> None:
@@ -198,7 +198,7 @@ class Taps:
     kernel: np.ndarray
     held_bytes = 0
 
-    def fitted(self, sides: tuple[int, ...]) -> Taps:
+    def fitted(self, sides: tuple[int, ...], device: torch.device) -> Taps:
         return self
 
     def prepare(self, device: torch.device) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.fft import next_fast_len
 
 from sash.arrays._block_filters import ASKED_S
-from sash.arrays._device import moved, torch_type
+from sash.arrays._device import moved, torch_type, workspace
 from sash.window import Interval
 
 if TYPE_CHECKING:
@@ -32,10 +32,12 @@ class Transformed:
     """For convolution."""
     tile: tuple[int, ...] = ()
     """Sides of the transform."""
+    device: torch.device | None = None
     _held: dict[str, Any] = field(default_factory=dict)
 
-    def fitted(self, sides: tuple[int, ...]) -> Transformed:
-        return replace(self, tile=tuple(quick(side + taps - 1) for side, taps in zip(sides, self.kernel.shape, strict=True)), _held={})
+    def fitted(self, sides: tuple[int, ...], device: torch.device) -> Transformed:
+        tile = tuple(quick(side + taps - 1) for side, taps in zip(sides, self.kernel.shape, strict=True))
+        return replace(self, tile=tile, device=device, _held={})
 
     def reads(self, parts: tuple[Interval, ...]) -> tuple[Interval, ...]:
         sides = zip(parts, self.before, self.kernel.shape, strict=True)
@@ -115,7 +117,10 @@ class Transformed:
         # Where samples are not finite, lane by lane: masks, what is counted and its transforms, beside all outputs.
         masks = (near // max(lanes, 1)) * (3 + counted) + 6 * prod(sides)
         marks = (near + lanes * prod(sides)) * item + masks + (prod(self.tile) + 4 * self._bins) * counted
-        return max(plain, marks)
+        # Back from a spectrum a GPU's transform takes a copy of it as well.
+        spectrum = 2 * self._bins * max(lanes * item, counted)
+        there = 0 if self.device is None else 2 * workspace(spectrum, True, self.device)
+        return max(plain, marks) + there
 
     @property
     def held_bytes(self) -> int:

@@ -214,7 +214,7 @@ def _cut(
     best: _Block | None = None
     least = 0
     for sides in dict.fromkeys(_sides(job, shape, sink.grain)):
-        own = job.filter.fitted(tuple(sides[axis] for axis in job.axes))
+        own = job.filter.fitted(tuple(sides[axis] for axis in job.axes), device)
         lanes = prod(side for axis, side in enumerate(sides) if axis not in job.axes)
         filtered = tuple(sides[axis] for axis in job.axes)
         tasks = prod(ceil(size / side) for size, side in zip(shape, sides, strict=True))

@@ -55,7 +55,7 @@ def blur(
 ) -> Any:
     """The source, convolved with a Gaussian along the last two axes, or along `axes`; as `scipy.ndimage.gaussian_filter`, made in parts.
 
-    `source` is an array, a tensor on the CPU, or a file (.npy, .zarr, TIFF, PNG, JPEG, WAV, FLAC); `sigma` the standard deviation in
+    `source` is an array, a tensor, or a file (.npy, .zarr, TIFF, PNG, JPEG, WAV, FLAC); `sigma` the standard deviation in
     samples, one for all axes or one each, 0 for none. `order` asks for derivatives of the Gaussian. `boundary` says what lies beyond the
     ends, in `scipy.ndimage`'s words; `fill` is the value of "constant".
 
@@ -71,6 +71,12 @@ def blur(
 
     `workers` is a number of threads, or the address of a Dask scheduler, as "tcp://127.0.0.1:8786": its workers then read and write the
     files, which they see under the same names.
+
+    `device` is None for compiled code on the processor; with 'cpu', 'cuda', 'cuda:1' or a torch.device torch computes there, by blocks of
+    all axes with what lies around them. A tensor on a GPU means that GPU, and without `out` the result is a tensor where the source is one.
+    Numbers are within the same tolerance; their last bits may depend on device and budget. The budget then counts in one sum what is held
+    on the device (blocks, and a result that stays there) and what is on its way on this side, in pinned memory for a GPU; not what a GPU's
+    libraries load, nor what torch's allocator keeps back. Not measured on a GPU.
 
     The budget bounds what is held at once, by all workers together: rows that are read, what is made, work space, and an output in memory.
     Raises `DoesNotFit` with the least budget that would do, and `InputError` for what cannot be read, written or meant.

@@ -78,23 +78,30 @@ def convolve(
 ) -> Any:
     """The source, convolved with a kernel along its last axes, or along `axes`; as `scipy.signal.convolve`, made in parts.
 
-    `source` is an array, a tensor on the CPU, or a file (.npy, .zarr, TIFF, PNG, JPEG, WAV, FLAC), `kernel` an array of one or two axes, or
-    such a file. With `mode` "same" the output has the source's size, "valid" leaves out what reaches beyond the ends, "full" keeps all
+    `source` is an array, a tensor, or a file (.npy, .zarr, TIFF, PNG, JPEG, WAV, FLAC), `kernel` an array of one to three axes,
+    or such a file. With `mode` "same" the output has the source's size, "valid" leaves out what reaches beyond the ends, "full" keeps all
     that meets the source. `boundary` says what lies beyond the ends, in `scipy.ndimage`'s words. `correlate` does not turn the kernel
     round.
 
     Every output is within `tolerance` of the exact one, as a share of the largest absolute sample times the sum of the kernel's absolute
     taps. "separable" writes the kernel as a sum of outer products, as few as the tolerance allows; "fft" cuts the source into tiles of a
     quick size, and transforms each with the kernel's reach beside it; "auto" takes the quickest that fits, by this machine's rates
-    (`array_rates`). Sums are in fp32, or float64 where the source is, or the tolerance is below 1e-6. By "fft" NaN and infinities reach
-    what the kernel makes them reach, and are there what sums of products are; "separable" makes NaN of infinities where it takes several
-    products.
+    (`array_rates`). Kernels of three axes, and all on a device, are gone through by blocks of all their axes, whose ways are weighed by
+    their work: there is "direct" too, each tap by itself, and bits may depend on the budget. Sums are in fp32, or float64 where the source
+    is, or the tolerance is below 1e-6. By "fft" NaN and infinities reach what the kernel makes them reach, and are there what sums of
+    products are; "separable" makes NaN of infinities where it takes several products.
 
     The result is fp32 (float64 where sums are), or `dtype`, whole numbers rounded to the nearest. It is an array (or what was given as
     `out`), or the path in `out`, which appears when it is whole; after an interruption the same call goes on, to the same bits.
 
     `workers` is a number of threads, or the address of a Dask scheduler, as "tcp://127.0.0.1:8786": its workers then read and write the
     files, which they see under the same names.
+
+    `device` is None for compiled code on the processor; with 'cpu', 'cuda', 'cuda:1' or a torch.device torch computes there, by blocks with
+    what lies around them. A tensor on a GPU means that GPU, and without `out` the result is a tensor where the source is one. Numbers are
+    within the same tolerance; their last bits may depend on device and budget. The budget then counts in one sum what is held on the device
+    (blocks, transforms and what these work in, the kernel's spectrum, a result that stays there) and what is on its way on this side, in
+    pinned memory for a GPU; not what a GPU's libraries load, nor what torch's allocator keeps back. Not measured on a GPU.
 
     The budget bounds what is held at once, by all workers together: rows that are read, what is made, work space, and an output in memory.
     Raises `DoesNotFit` with the least budget that would do, and `InputError` for what cannot be read, written or meant.

@@ -69,7 +69,7 @@ def deconvolve(
 ) -> Any:
     """What `convolve(x, kernel, boundary=boundary)` made the source of: x, or the nearest to it that the source tells.
 
-    `source` is an array, a tensor on the CPU, or a file; `kernel` an array of one or two axes, or such a file, along the last axes or
+    `source` is an array, a tensor, or a file; `kernel` an array of one or two axes, or such a file, along the last axes or
     `axes`. A kernel longer than its axis is allowed: with "wrap" it goes round, else it mirrors again.
 
     "inverse" divides each frequency by the kernel's: exact, but for noise, which it amplifies. It takes "wrap" (Fourier transform), or
@@ -91,6 +91,13 @@ def deconvolve(
     `out`), or the path in `out`, which appears when it is whole; after an interruption the same call goes on, to the same bits, which do
     not depend on budget and workers. To a file, planes whose transform has more than 256 MiB go by way of two files beside it,
     each as large as the plane in float64.
+
+    `device` is None for compiled code on the processor; with 'cpu', 'cuda', 'cuda:1' or a torch.device torch computes there: the
+    transforms, filters and iterations; the first pass over the data is made on this side, and what lies between passes is there. A tensor
+    on a GPU means that GPU, and without `out` the result is a tensor where the source is one. Numbers are within the same error bounds;
+    their last bits may depend on device and budget. The budget then counts in one sum what is held on the device (lines and their
+    transforms, and what these work in) and what is on its way on this side, in pinned memory for a GPU; not what a GPU's libraries load,
+    nor what torch's allocator keeps back. Not measured on a GPU.
 
     The budget bounds what the job holds at once, a whole line of the filtered axes at least. Raises `DoesNotFit` with the least budget that
     would do, and `InputError` for what cannot be read, written, inverted or meant; data with NaN or infinities among them.
@@ -190,8 +197,9 @@ def _looked(asked: _Asked, spectrum: Spectrum | None, found: Condition | None) -
     look = Look(
         asked.source, asked.planes, spectrum, (0, 0) if found is None else found.place, positive=spectrum is None and not asked.adjoint
     )
-    key = repr((asked.source.identity if asked.source.array is None else None, asked.facts("look"), spectrum is None, asked.adjoint))
-    if asked.source.array is not None or key not in _LAST:
+    held = asked.source.array is not None or isinstance(asked.source, TensorSource)
+    key = repr((None if held else asked.source.identity, asked.facts("look"), spectrum is None, asked.adjoint))
+    if held or key not in _LAST:
         seen = look.run()
         _LAST.clear()
         _LAST[key] = found, seen

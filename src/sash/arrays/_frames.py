@@ -220,10 +220,11 @@ def block_bytes(block: int, size: int, item: int) -> int:
 def transform_bytes(block: int, size: int, item: int, kept: int) -> int:
     """Frames, their spectra as torch allocates them, of `kept` blocks, and what MKL takes for one transform: 2.2 times its length,
     measured, and more for large prime factors, which it goes round by a longer transform."""
-    return block * size * item + kept * block_bytes(block, size, item) + (3 if _is_smooth(size) else 32) * size * item + (1 << 16)
+    return block * size * item + kept * block_bytes(block, size, item) + (3 if is_smooth(size) else 32) * size * item + (1 << 16)
 
 
-def _is_smooth(size: int) -> bool:
+def is_smooth(size: int) -> bool:
+    """Whether a length has small prime factors only."""
     for factor in _SMOOTH:
         while size % factor == 0:
             size //= factor

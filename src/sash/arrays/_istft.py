@@ -59,7 +59,7 @@ def istft(
 ) -> Any:
     """The signal, (samples,) or (channels, samples), whose `stft` with the same frame, hop, window, `centered` and `fft_size` is `source`.
 
-    `source` is an array, a tensor on the CPU, or a .npy or .zarr file of complex spectra, (bins, frames) or (channels, bins, frames);
+    `source` is an array, a tensor, or a .npy or .zarr file of complex spectra, (bins, frames) or (channels, bins, frames);
     complex64 gives fp32, complex128 float64. Frames are weighted by the window once more, added up, and divided by the sum of the squared
     windows (Griffin and Lim, 1984): of spectra that were changed, the signal whose transform is nearest; of others the signal itself, to
     rounding: some 1e-6 of the loudest sample in fp32, 1e-14 in float64.
@@ -68,8 +68,8 @@ def istft(
     Raises `InputError` where the squared windows over any sample add up to less than 0.001 of the most, and names a hop or a length for
     which they do not: of signals whose length is no multiple of the hop, the last samples may lie under the end of one frame alone.
 
-    `out` is an array, or names a .npy, .zarr or .wav file (of `rate_hz` samples a second); budget, workers, files and interruptions as
-    for `stft`.
+    `out` is an array, or names a .npy, .zarr or .wav file (of `rate_hz` samples a second); budget, device, workers, files and
+    interruptions as for `stft`.
     """
     options = Options(budget, workers, overwrite, restart, progress)
     place = device_of(device, source)

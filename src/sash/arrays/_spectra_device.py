@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sash.arrays._border import Boundary
-from sash.arrays._device import moved, moved_back, stream_of, torch_type
-from sash.arrays._frames import Frames, Lanes, transform_bytes
+from sash.arrays._device import moved, moved_back, stream_of, torch_type, workspace
+from sash.arrays._frames import Frames, Lanes, is_smooth, transform_bytes
 from sash.arrays._neighbourhood import neighbourhood
 from sash.arrays._resynthesis import Inverse
 from sash.arrays._room import Room
@@ -43,7 +43,8 @@ def spectra_bytes(frames: Frames, made: Made, lanes: int, samples: int, source_i
     """Bytes on the device while frames of so many samples are transformed."""
     item, block = frames.taps.itemsize, together(frames, device)
     gathered = lanes * samples * (3 * item // 2 + (source_item if device.type == "cuda" else 0))
-    return gathered + transform_bytes(block, frames.size, item, _KEPT) + block * made.rows * made.dtype.itemsize
+    there = workspace(2 * block * frames.size * item, is_smooth(frames.size), device)
+    return gathered + transform_bytes(block, frames.size, item, _KEPT) + block * made.rows * made.dtype.itemsize + there
 
 
 def spectra_on(
@@ -138,7 +139,8 @@ def signal_bytes(inverse: Inverse, frames: int, device: torch.device) -> int:
     """Bytes on the device while a signal is put together from so many frames."""
     item, size, hop = inverse.taps.itemsize, inverse.window.size, inverse.window.stride
     spectra = frames * 2 * inverse.bins * item * (2 if device.type == "cuda" else 1)
-    return spectra + transform_bytes(together(inverse, device), size, item, 2) + (frames + -(-size // hop)) * hop * item
+    there = workspace(2 * together(inverse, device) * size * item, is_smooth(size), device)
+    return spectra + transform_bytes(together(inverse, device), size, item, 2) + (frames + -(-size // hop)) * hop * item + there
 
 
 def signal_on(device: torch.device, inverse: Inverse, sink: Sink, room: Room, lane: int, part: Interval) -> None:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sash.arrays._device import in_type, moved, stream_of
+from sash.arrays._device import in_type, moved, stream_of, workspace
 from sash.arrays._diagonal import Line, Spectrum
 from sash.arrays._fir import converted
 from sash.arrays._foreseen import RAW_SCRATCH
+from sash.arrays._frames import is_smooth
 from sash.arrays._lines_device import NUMBERS, backward, forward, on_this_side
 from sash.arrays._phases import Between, Phase, Sizes, Task
 from sash.arrays._planes import Part, Planes
@@ -251,7 +252,9 @@ class Filtered:
         lanes, (height, width) = prod(sizes.lead) * self.planes.channels, self.planes.size
         rows, columns = (sizes.rows, width) if self.lines[1] is not None else (height, sizes.columns)
         numbers = max(lanes * rows * columns, height * sizes.columns * 2 if None not in self.lines else 0)
-        return here + 8 * NUMBERS * numbers + 2 * self.filter.spectrum.scratch_bytes()
+        lengths = [line.size for line in self.lines if line is not None]
+        there = workspace(16 * numbers, all(map(is_smooth, lengths)), self.device)
+        return here + 8 * NUMBERS * numbers + there + 2 * self.filter.spectrum.scratch_bytes()
 
     def _here_bytes(self, sizes: Sizes, sink: Sink) -> int:
         down, along = self.lines

@@ -63,7 +63,7 @@ def stft(
 ) -> Any:
     """Spectra of frames, (bins, frames) or (channels, bins, frames): the same numbers as `torch.stft` and `librosa.stft`.
 
-    `source` is an array, a tensor on the CPU, or a file (WAV, FLAC, .npy, .zarr): (samples,) or (channels, samples), `axis` being the one
+    `source` is an array, a tensor, or a file (WAV, FLAC, .npy, .zarr): (samples,) or (channels, samples), `axis` being the one
     of samples. float64 gives complex128, other types complex64; whole numbers are shares of what their type holds, so int16 is divided by
     32768. `frame` samples lie under the window, and `hop` (a quarter of it) from one frame to the next. With `fft_size` the window lies in
     the middle of a longer frame, and there are fft_size // 2 + 1 bins. Frames are those of `Window(fft_size, hop, pad=...)`.
@@ -84,6 +84,12 @@ def stft(
 
     `workers` is a number of threads, or the address of a Dask scheduler, as "tcp://127.0.0.1:8786": its workers then read and write the
     files, which they see under the same names.
+
+    `device` is None for compiled code on the processor; with 'cpu', 'cuda', 'cuda:1' or a torch.device torch computes there. A tensor on a
+    GPU means that GPU, and without `out` the result is a tensor where the source is one. Numbers are within the same accuracy; their last
+    bits may depend on device and budget. The budget then counts in one sum what is held on the device (samples, frames, spectra, and a
+    result that stays there) and what is on its way on this side, in pinned memory for a GPU; not what a GPU's libraries load, nor what
+    torch's allocator keeps back. Not measured on a GPU.
 
     The budget bounds what is held at once, by all workers together: samples, frames, spectra and, without `out`, the result. NaN makes
     NaN of the frames that hold it.

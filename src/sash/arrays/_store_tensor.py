@@ -41,7 +41,7 @@ class TensorSource(Source):
 
     def _identified(self) -> dict[str, Any]:
         digest = hashlib.sha256()
-        for part in self.tensor:
+        for part in self.tensor.split(1 << 20) if self.tensor.ndim == 1 else self.tensor:
             digest.update(np.ascontiguousarray(part.cpu().numpy()).reshape(-1).view(np.uint8).data)
         return {"shape": list(self.shape), "dtype": self.dtype.name, "sha256": digest.hexdigest()}
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sash.arrays._device import stream_of
+from sash.arrays._device import stream_of, workspace
 from sash.arrays._fir import converted
 from sash.arrays._foreseen import RAW_SCRATCH
 from sash.arrays._phases import Between, Phase, Sizes
@@ -179,7 +179,7 @@ class Tiled:
         arrays = (4 if self.iterations else 1) * grid.region_bytes
         files = 2 * RAW_SCRATCH if sizes.between == "files" else 0
         written = part * (8 if self.passes > 1 else self.dtype.itemsize)
-        there = 0 if self.device is None else 8 * NUMBERS * prod(grid.transform)
+        there = 0 if self.device is None else 8 * NUMBERS * prod(grid.transform) + workspace(16 * prod(grid.transform), True, self.device)
         return written + max(raw + 2 * grid.region_bytes, arrays + grid.scratch_bytes + there, sink.scratch_bytes(box)) + files + TASK_BYTES
 
     def peak_bytes(self, sizes: Sizes, sink: Sink) -> int:
