@@ -345,8 +345,6 @@ def _cut(
                 found = longest(max(frames.block, chunk), wanted, fits)
                 if found is not None:
                     plain = Cut(together, found, chunk, workers, held + workers * taken(together, found, chunk))
-                    return plain.keeping(
-                        block_bytes(frames.block, frames.size, frames.taps.itemsize), budget, options.address is not None
-                    )
+                    return plain.keeping(block_bytes(frames.block, frames.size, frames.taps.itemsize), budget, options.address is not None)
     least = min(taken(together, max(frames.block, chunk), chunk) for together in groups for chunk in chunks)
     raise does_not_fit(told, held + least, budget, kind == "")
