@@ -1,0 +1,392 @@
+"""Matrix Market files, text or gzip: read in parts by scipy's fast reader, into memory or into rows in order on disk."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.io
+import scipy.sparse
+
+from sash.arrays._matrix import HeldMatrix, Matrix, no_numbers
+from sash.arrays._matrix_lines import FORTRAN, PLUS, look
+from sash.arrays._matrix_sorted import Dealt, dealt_before, open_dealt, sorting_bytes
+from sash.arrays._running import processors
+from sash.arrays._store_source import Seen
+from sash.errors import DoesNotFit, InputError
+from sash.units import format_bytes
+
+_MOST_TEXT = 4 << 20
+"""Bytes of text that are read at once: more is not quicker."""
+_LEAST_TEXT = 1 << 13
+_LONGEST_LINE = 4096
+_PER_TEXT = 6
+"""Bytes held for a byte of text that is being read: itself twice, and the numbers of the shortest lines."""
+_PER_ENTRY = 32
+"""Bytes held for an entry of a matrix in memory while it is put in order: row, column and value, twice."""
+_FIELDS = {"real": 3, "double": 3, "integer": 3, "pattern": 2}
+"""Words of a line of coordinates."""
+_SYMMETRIES = ("general", "symmetric", "skew-symmetric", "hermitian")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the first lines say."""
+
+    layout: str
+    """coordinate or array."""
+    field: str
+    symmetry: str
+    shape: tuple[int, int]
+    entries: int
+    """Lines of numbers."""
+    lines: int
+    """Before the first of these."""
+
+    @property
+    def words(self) -> int:
+        """Of a line of numbers."""
+        return _FIELDS[self.field] if self.layout == "coordinate" else 1
+
+    @property
+    def most_nnz(self) -> int:
+        """Non-zeros that the entries stand for, at most."""
+        return self.entries * (1 if self.symmetry == "general" else 2)
+
+
+def open_market(path: Path, budget_bytes: int, scratch: Path | None, names: tuple[str, ...] | None) -> Matrix:
+    """The matrix of a file; in memory where half of the budget holds it, else in rows in order below `scratch`, found again there later.
+
+    A pattern's entries are ones. Entries that come twice are summed. Raises `InputError` with the number of the line that is not as the
+    format and the header say.
+    """
+    seen = Seen.now(path)
+    told, identity = str(path), {"matrix": seen.identity}
+    with _opened(path) as file:
+        header = _header(file, told)
+        if header.entries == 0:
+            raise no_numbers(told, header.shape)
+        text = _Text(file, header, told, _text_bytes(budget_bytes))
+        if header.layout == "array":
+            return _dense(text, seen, budget_bytes, names)
+        if header.most_nnz * _PER_ENTRY + 16 * header.shape[0] + text.held_bytes <= budget_bytes // 2:
+            held = _held(text)
+            seen.check(path)
+            return HeldMatrix(held, told, identity, names, owned=True)
+        least = 2 * (header.most_nnz * _PER_ENTRY + 16 * header.shape[0] + text.held_bytes)
+        if scratch is None:
+            raise DoesNotFit(
+                f"{told} has {header.entries} entries, and reading them into memory takes a budget of {format_bytes(least)}; it is "
+                f"{format_bytes(budget_bytes)}. Name an output on disk, beside which the rows are put in order.",
+                least,
+            )
+        own = sorting_bytes(header.shape)
+        if budget_bytes < own + text.held_bytes:
+            # Beside the sorting there is the text: a quarter of the budget, or the least.
+            least = max(own + _held_bytes(_LEAST_TEXT), -(-4 * own // 3) + 4)
+            raise DoesNotFit(f"Sorting {told} takes a budget of {format_bytes(least)}; it is {format_bytes(budget_bytes)}.", least)
+        folder = scratch / "rows"
+        if not dealt_before(folder, identity):
+            _deal(text, Dealt(header.shape, header.most_nnz, folder, budget_bytes - text.held_bytes, told), identity)
+        seen.check(path)
+    return open_dealt(folder, header.shape[1], told, identity, names)
+
+
+@dataclass
+class _Text:
+    """The lines of numbers behind a header."""
+
+    file: io.BufferedReader | gzip.GzipFile
+    header: Header
+    told: str
+    part_bytes: int
+
+    @property
+    def held_bytes(self) -> int:
+        """While parts are read."""
+        return _held_bytes(self.part_bytes)
+
+    def entries(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Rows, columns and values of each part, in order; symmetric ones with what they stand for."""
+        header = self.header
+        lines, found = header.lines, 0
+        for parsed in self._parsed():
+            filled, more = parsed.filled, parsed.lines
+            if found + filled > header.entries:
+                raise InputError(
+                    f"{self.told} has more entries than the {header.entries} that its header says: line "
+                    f"{lines + 1 + _filled_line(parsed.text, header.entries - found)} is one too many."
+                )
+            if parsed.bad is not None:
+                raise InputError(self._bad(parsed, lines))
+            yield self._generalised(parsed.rows, parsed.columns, parsed.values)
+            found, lines = found + filled, lines + more
+        if found < header.entries:
+            raise InputError(
+                f"{self.told} was cut off, or its header lies: it ends after line {lines} with {found} of {header.entries} entries."
+            )
+
+    def _parsed(self) -> Iterator[_Part]:
+        """Parts that were read, in order; a few of them ahead."""
+        threads = processors()
+        ahead: deque[Future[_Part]] = deque()
+        with _one_thread_each(), ThreadPoolExecutor(threads) as pool:
+            try:
+                for text in self._texts():
+                    ahead.append(pool.submit(self._read, text))
+                    if len(ahead) > threads:
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+    def _texts(self) -> Iterator[bytes]:
+        """Whole lines, some at a time."""
+        rest, lines = b"", self.header.lines
+        while True:
+            more, failed = self._more(self.part_bytes - len(rest))
+            text = rest + more
+            if failed is not None:
+                lines += text.count(b"\n")
+                raise InputError(f"{self.told} is cut off or damaged behind line {lines} ({failed}).") from failed
+            if not more:
+                if rest:
+                    self._unended = True
+                    yield rest + b"\n"
+                return
+            end = text.rfind(b"\n") + 1
+            if not end and len(text) > _LONGEST_LINE:
+                raise InputError(f"{self.told}, line {lines + 1}: {_quoted(text)} has no end; a line of numbers is shorter.")
+            rest = text[end:]
+            if end:
+                lines += text.count(b"\n", 0, end)
+                yield text[:end]
+
+    def _more(self, size: int) -> tuple[bytes, Exception | None]:
+        """So many bytes, fewer at the end; and what stopped it, where the file is damaged."""
+        pieces = []
+        try:
+            # By pieces: what was unpacked before a file is cut off has lines to be counted.
+            while size > 0 and (piece := self.file.read1(size)):
+                pieces.append(piece)
+                size -= len(piece)
+        except (EOFError, OSError, zlib.error) as error:
+            return b"".join(pieces), error
+        return b"".join(pieces), None
+
+    _unended = False
+
+    def _read(self, text: bytes) -> _Part:
+        """A part: whether its lines are right, and then its numbers."""
+        header = self.header
+        indices = 2 if header.layout == "coordinate" else 0
+        filled, lines, odd, bad = look(text, indices, header.words)
+        nothing = np.empty(0, np.int32)
+        if bad >= 0:
+            # What is before it counts, so that whichever line is wrong first is told.
+            return _Part(text, filled, lines, nothing, nothing, np.empty(0), (bad, ""))
+        if odd & FORTRAN:
+            text = text.translate(_EXPONENTS)
+        if odd & PLUS:
+            text = _PLUS.sub(b"\\1 ", text)
+        rows, columns = header.shape
+        size = f"{rows} {columns} {filled}" if indices else f"{filled} 1"
+        # A file of whole numbers is read as floating ones: as such it would have 1.5 pass for 1.
+        field = "pattern" if header.field == "pattern" else "real"
+        first = f"%%MatrixMarket matrix {header.layout} {field} general\n{size}\n".encode()
+        try:
+            read: Any = scipy.io.mmread(io.BytesIO(first + text), spmatrix=False)
+        except (ValueError, OverflowError) as error:
+            number, _, why = str(error).removeprefix("Line ").partition(": ")
+            return _Part(text, filled, lines, nothing, nothing, np.empty(0), (int(number) - 3, why))
+        values = read.data if indices else read[:, 0]
+        wrong = None
+        if not np.isfinite(values.sum()) and not (fine := np.isfinite(values)).all():
+            wrong = (_filled_line(text, int(np.argmin(fine))), "out of the range of float64")
+        elif header.field == "integer" and (np.floor(values) != values).any():
+            wrong = (_filled_line(text, int(np.argmax(np.floor(values) != values))), "not whole, in a file of whole numbers")
+        if not indices:
+            return _Part(text, filled, lines, nothing, nothing, values, wrong)
+        return _Part(text, filled, lines, read.coords[0], read.coords[1], values, wrong)
+
+    def _generalised(self, rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if self.header.symmetry == "general" or self.header.layout == "array":
+            return rows, columns, values
+        other = rows != columns
+        sign = -1 if self.header.symmetry == "skew-symmetric" else 1
+        mirrored = columns[other], rows[other], sign * values[other]
+        joined = [np.concatenate(pair) for pair in zip((rows, columns, values), mirrored, strict=True)]
+        return joined[0], joined[1], joined[2]
+
+    def _bad(self, part: _Part, lines: int) -> str:
+        assert part.bad is not None
+        number, why = part.bad
+        line = part.text.split(b"\n", number + 1)[number].strip()
+        header = self.header
+        if not why:
+            low = line.lower()
+            if b"nan" in low or b"inf" in low:
+                why = "give finite numbers"
+            elif header.layout == "array":
+                why = "each line of an array has one number"
+            else:
+                why = f"each line has {'row, column and value' if header.words == 3 else 'row and column, as a pattern has no values'}"
+            if self._unended and number + 2 == len(part.text.split(b"\n")):
+                why += "; the file ends there, and was cut off"
+        elif "index" in why.lower():
+            why = f"the matrix has {header.shape[0]} rows and {header.shape[1]} columns, which count from 1"
+        return f"{self.told}, line {lines + number + 1}: {_quoted(line)}; {why.rstrip('.')}."
+
+
+@dataclass(frozen=True)
+class _Part:
+    text: bytes
+    filled: int
+    lines: int
+    rows: np.ndarray
+    columns: np.ndarray
+    values: np.ndarray
+    bad: tuple[int, str] | None
+    """The first line in it that is wrong, from 0, and why, where the reader said so."""
+
+
+_EXPONENTS = bytes.maketrans(b"dD", b"eE")
+_PLUS = re.compile(rb"(^|[ \t\n])\+", re.MULTILINE)
+
+
+def _held(text: _Text) -> scipy.sparse.csr_array:
+    """In memory, in order; places of entries are taken once, as the header says how many there are."""
+    header = text.header
+    index = np.dtype(np.int32 if max(header.shape) < 1 << 31 else np.int64)
+    rows, columns, values = (np.empty(header.most_nnz, kind) for kind in (index, index, np.float64))
+    filled = 0
+    for part in text.entries():
+        end = filled + len(part[0])
+        for into, found in zip((rows, columns, values), part, strict=True):
+            into[filled:end] = found
+        filled = end
+    entries = values[:filled], (rows[:filled], columns[:filled])
+    held = scipy.sparse.coo_array(entries, shape=header.shape).tocsr()
+    held.sum_duplicates()
+    return held
+
+
+def _deal(text: _Text, dealt: Dealt, identity: dict[str, Any]) -> None:
+    try:
+        for rows, columns, values in text.entries():
+            for first in range(0, len(rows), dealt.part_entries):
+                part = slice(first, first + dealt.part_entries)
+                dealt.add(rows[part], columns[part], values[part])
+        dealt.finish(identity)
+    except BaseException:
+        dealt.abandon()
+        raise
+
+
+def _dense(text: _Text, seen: Seen, budget_bytes: int, names: tuple[str, ...] | None) -> Matrix:
+    """Of the array layout: columns one after another, of symmetric ones what is below the diagonal."""
+    header = text.header
+    rows, columns = header.shape
+    least = 2 * (3 * 8 * rows * columns + text.held_bytes)
+    if least > budget_bytes:
+        raise DoesNotFit(
+            f"{text.told} is dense, as text; reading it takes a budget of {format_bytes(least)}, and it is {format_bytes(budget_bytes)}. "
+            "Save it with numpy.save: a .npy file is read by parts.",
+            least,
+        )
+    values = np.empty(header.entries)
+    filled = 0
+    for _, _, part in text.entries():
+        values[filled : filled + len(part)] = part
+        filled += len(part)
+    if header.symmetry == "general":
+        dense = np.ascontiguousarray(values.reshape(columns, rows).T)
+    else:
+        skew = header.symmetry == "skew-symmetric"
+        dense = np.zeros((rows, columns))
+        column, row = np.triu_indices(rows, int(skew))
+        dense[row, column], dense[column, row] = values, -values if skew else values
+    seen.check(seen.path)
+    return HeldMatrix(dense, text.told, {"matrix": seen.identity}, names, owned=True)
+
+
+def _opened(path: Path) -> io.BufferedReader | gzip.GzipFile:
+    return gzip.GzipFile(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _header(file: io.BufferedReader | gzip.GzipFile, told: str) -> Header:
+    """The banner and the line of sizes; raises `InputError` for matrices of other kinds."""
+    try:
+        banner = file.readline(_LONGEST_LINE)
+        words = banner.decode("ascii", "replace").lower().split()
+        if len(words) != 5 or words[0] != "%%matrixmarket" or words[1] != "matrix":
+            raise InputError(
+                f"{told}, line 1: {_quoted(banner)}; a Matrix Market file begins with %%MatrixMarket matrix coordinate real general."
+            )
+        _, _, layout, field, symmetry = words
+        number = 1
+        while (line := file.readline()) and (line.startswith(b"%") or not line.strip()):
+            number += 1
+    except (EOFError, OSError, zlib.error) as error:
+        raise InputError(f"{told} is cut off or damaged in its header: {error}.") from error
+    if field == "complex":
+        raise InputError(f"{told} is complex; give its real part, or its modulus.")
+    if layout not in ("coordinate", "array") or field not in _FIELDS or symmetry not in _SYMMETRIES:
+        raise InputError(f"{told}, line 1: {_quoted(banner)}; what is read is coordinate or array, of real, integer or pattern.")
+    if layout == "array" and field == "pattern":
+        raise InputError(f"{told}, line 1: an array has numbers, and a pattern has none.")
+    sizes = line.split()
+    wanted = 3 if layout == "coordinate" else 2
+    if len(sizes) != wanted or not all(size.isdigit() for size in sizes):
+        asked = "rows, columns and entries" if wanted == 3 else "rows and columns"
+        raise InputError(f"{told}, line {number + 1}: {_quoted(line)}; the first line of numbers says {asked}.")
+    rows, columns, *entries = map(int, sizes)
+    if min(rows, columns) < 1 or max(rows, columns) >= 1 << 63:
+        raise InputError(f"{told}, line {number + 1}: a matrix of {rows} × {columns}; give at least one row and one column.")
+    if symmetry != "general" and rows != columns:
+        raise InputError(f"{told} is {symmetry} and has {rows} rows, {columns} columns; a symmetric matrix is square.")
+    if layout == "array":
+        packed = {"general": rows * columns, "skew-symmetric": rows * (rows - 1) // 2}
+        entries = [packed.get(symmetry, rows * (rows + 1) // 2)]
+    return Header(layout, field, symmetry, (rows, columns), entries[0], number + 1)
+
+
+def _text_bytes(budget_bytes: int) -> int:
+    """A quarter of the budget, for all that is read at once."""
+    return min(_MOST_TEXT, max(_LEAST_TEXT, budget_bytes // (4 * _held_bytes(1))))
+
+
+def _held_bytes(text_bytes: int) -> int:
+    """While parts of so much text are read, one in each thread and one more."""
+    return (processors() + 1) * text_bytes * _PER_TEXT
+
+
+def _one_thread_each() -> Any:
+    """Parts are read side by side: the reader's own threads on each took half as long again."""
+    from threadpoolctl import threadpool_limits
+
+    # What limits the reader is known once it was used.
+    scipy.io.mminfo(io.BytesIO(b"%%MatrixMarket matrix array real general\n1 1\n0\n"))
+    return threadpool_limits(1, "scipy")
+
+
+def _filled_line(text: bytes, count: int) -> int:
+    """The number, from 0, of the filled line before which there are `count` others."""
+    numbers = (number for number, line in enumerate(text.split(b"\n")) if line.strip())
+    return next(number for index, number in enumerate(numbers) if index == count)
+
+
+def _quoted(line: bytes) -> str:
+    found = repr(line.decode("ascii", "replace").strip())
+    return found if len(found) <= 60 else found[:57] + "...'"
