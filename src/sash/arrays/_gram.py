@@ -1,0 +1,202 @@
+"""The centred Gram matrix of a matrix's smaller side, block by block into the lower triangle of one dense array.
+
+Columns with many numbers are centred and multiplied as dense ones, in portions; the others stay sparse and are centred by
+(x - m)·(y - m) = x·y - x·m - y·m + m·m, which loses nothing where means are small beside the numbers themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse
+from numba import njit
+
+from sash.arrays._lapack import call
+from sash.arrays._matrix import Matrix
+from sash.arrays._moments import Moments
+
+HEAVY = 1 / 16
+"""Share of a column's places with numbers from which on it is multiplied as a dense one."""
+PORTION = 256
+"""Dense columns at once."""
+DENSE = 0.05
+"""Share of numbers from which on columns of a sparse matrix are multiplied as dense ones, where they are the smaller side."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gram:
+    """What is to be multiplied, and how."""
+
+    matrix: Matrix
+    moments: Moments
+    of_rows: bool
+    """Whether rows are the smaller side."""
+    blocks: tuple[tuple[int, int], ...]
+    """Rows that are read at once."""
+
+    @property
+    def side(self) -> int:
+        """Rows and columns of the Gram matrix."""
+        return self.matrix.shape[0 if self.of_rows else 1]
+
+    def working_bytes(self) -> int:
+        """Held beside the Gram matrix while it is made."""
+        rows, columns = max(stop - start for start, stop in self.blocks), self.matrix.shape[1]
+        block = max(self.matrix.block_bytes(start, stop) for start, stop in self.blocks)
+        if not self.matrix.sparse:
+            return (2 if self.of_rows and len(self.blocks) > 1 else 1) * (block + 8 * rows * columns)
+        stored = int(max(self.moments.row_nnz[start:stop].sum() for start, stop in self.blocks))
+        if self.of_rows:
+            pairs = 2 if len(self.blocks) > 1 else 1
+            return pairs * (block + 40 * stored + 8 * rows * PORTION) + 24 * columns
+        return block + (8 * rows * columns if self._densely else 60 * stored + 8 * columns)
+
+    @property
+    def _densely(self) -> bool:
+        return self.matrix.nnz > DENSE * self.matrix.shape[0] * self.matrix.shape[1]
+
+    def make(self, ended: Callable[[float], None]) -> np.ndarray:
+        """The lower triangle, in Fortran's order; above it lies what may.
+
+        `ended` is told the share that has been done since it was last called.
+        """
+        made = np.zeros((self.side, self.side), order="F")
+        if self.of_rows:
+            self._rows(made, ended)
+        else:
+            self._columns(made, ended)
+        return made
+
+    def _columns(self, made: np.ndarray, ended: Callable[[float], None]) -> None:
+        side, moments = self.side, self.moments
+        densely = not self.matrix.sparse or self._densely
+        for start, stop in self.blocks:
+            block = self.matrix.block(start, stop)
+            if densely:
+                full = block.toarray() if scipy.sparse.issparse(block) else block
+                centred = np.asfortranarray((full - moments.mean) * moments.scale)
+                call("dsyrk", "L", "T", side, stop - start, 1.0, centred, stop - start, 1.0, made, side)
+            else:
+                rows = _scaled(block, moments.scale)
+                turned = rows.T.tocsr()
+                _products(turned.indptr, turned.indices, turned.data, rows.indptr, rows.indices, rows.data, made.T, 0, True)
+            ended((stop - start) / self.matrix.shape[0])
+        if not densely:
+            mean = moments.mean * moments.scale
+            call("dsyr", "L", side, -float(self.matrix.shape[0]), mean, 1, made, side)
+
+    def _rows(self, made: np.ndarray, ended: Callable[[float], None]) -> None:
+        total = len(self.blocks) * (len(self.blocks) + 1) // 2
+        sums = np.zeros(self.side)
+        for place, (start, stop) in enumerate(self.blocks):
+            first = self._block(start, stop)
+            for own_start, own_stop in self.blocks[place:]:
+                second = first if own_start == start else self._block(own_start, own_stop)
+                self._pair(first, second, made[own_start:own_stop, start:stop])
+                ended(1 / total)
+            sums[start:stop] = first.sums
+        # Sparse columns are centred here.
+        offset = float(np.square(self.moments.mean * self.moments.scale)[~self._heavy].sum()) if self.matrix.sparse else 0.0
+        if self.matrix.sparse:
+            _centre(made.T, sums, offset)
+
+    @property
+    def _heavy(self) -> np.ndarray:
+        return self.moments.column_nnz > HEAVY * self.matrix.shape[0]
+
+    def _block(self, start: int, stop: int) -> _Block:
+        block, moments = self.matrix.block(start, stop), self.moments
+        if not scipy.sparse.issparse(block):
+            return _Block(stop - start, None, None, np.asfortranarray((block - moments.mean) * moments.scale), None, np.zeros(stop - start))
+        heavy = self._heavy
+        rows = _scaled(block, moments.scale)
+        dense = rows.tocsc()[:, heavy]
+        rows = _only(rows, ~heavy)
+        mean = moments.mean * moments.scale
+        return _Block(stop - start, rows, rows.T.tocsr(), None, (dense, mean[heavy]), rows @ np.where(heavy, 0.0, mean))
+
+    def _pair(self, first: _Block, second: _Block, made: np.ndarray) -> None:
+        """Products of the second block's rows with the first's, into a part of the lower triangle."""
+        same, lead = first is second, self.side
+        for left, right, count in _dense_pairs(first, second):
+            if same:
+                call("dsyrk", "L", "N", first.rows, count, 1.0, left, first.rows, 1.0, made, lead)
+            else:
+                call("dgemm", "N", "T", second.rows, first.rows, count, 1.0, right, second.rows, left, first.rows, 1.0, made, lead)
+        if first.light is not None and second.turned is not None:
+            a, b = first.light, second.turned
+            _products(a.indptr, a.indices, a.data, b.indptr, b.indices, b.data, made.T, 0, same)
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Rows of the matrix, apart into what is multiplied sparse and what dense."""
+
+    rows: int
+    light: scipy.sparse.csr_array | None
+    turned: scipy.sparse.csr_array | None
+    whole: np.ndarray | None
+    heavy: tuple[scipy.sparse.csc_array, np.ndarray] | None
+    """Columns, and their means."""
+    sums: np.ndarray
+    """Products of light parts with their columns' means."""
+
+
+def _scaled(block: scipy.sparse.csr_array, factors: np.ndarray) -> scipy.sparse.csr_array:
+    """Of its own numbers: those of the block may be the user's."""
+    return scipy.sparse.csr_array((block.data * factors[block.indices], block.indices, block.indptr), shape=block.shape, copy=False)
+
+
+def _only(rows: scipy.sparse.csr_array, columns: np.ndarray) -> scipy.sparse.csr_array:
+    """Without the numbers of other columns."""
+    kept = columns[rows.indices]
+    ends = np.concatenate([[0], np.cumsum(kept)])[rows.indptr]
+    return scipy.sparse.csr_array((rows.data[kept], rows.indices[kept], ends), shape=rows.shape, copy=False)
+
+
+def _dense_pairs(first: _Block, second: _Block):  # noqa: ANN202 (an iterator of two portions and their width)
+    if first.whole is not None and second.whole is not None:
+        yield first.whole, second.whole, first.whole.shape[1]
+        return
+    assert first.heavy is not None and second.heavy is not None
+    width = first.heavy[0].shape[1]
+    for at in range(0, width, PORTION):
+        left = _portion(first, at)
+        yield left, left if first is second else _portion(second, at), left.shape[1]
+
+
+def _portion(block: _Block, at: int) -> np.ndarray:
+    assert block.heavy is not None
+    columns, mean = block.heavy
+    dense = columns[:, at : at + PORTION].toarray(order="F")
+    dense -= mean[at : at + PORTION]
+    return np.asfortranarray(dense)
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _products(first_ptr, first_at, first, second_ptr, second_at, second, made, offset, lower):  # noqa: ANN001, ANN202
+    """Into row i of `made`: products of row i of the first with all columns of the second, which is turned: those from i on where lower."""
+    for row in range(len(first_ptr) - 1):
+        into = made[row]
+        for place in range(first_ptr[row], first_ptr[row + 1]):
+            factor, column = first[place], first_at[place]
+            low, high = second_ptr[column], second_ptr[column + 1]
+            if lower:
+                end = high
+                while low < end:
+                    middle = (low + end) // 2
+                    if second_at[middle] < row + offset:
+                        low = middle + 1
+                    else:
+                        end = middle
+            for other in range(low, high):
+                into[second_at[other]] += factor * second[other]
+
+
+@njit(nogil=True, cache=True)
+def _centre(made, sums, offset):  # noqa: ANN001, ANN202
+    for row in range(len(made)):
+        for column in range(row, len(made)):
+            made[row, column] += offset - sums[row] - sums[column]

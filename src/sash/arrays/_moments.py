@@ -1,0 +1,111 @@
+"""What one pass over a matrix tells: columns' means and variances, the total variance, and where numbers are missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse
+from numba import njit
+
+from sash.arrays._sweep import Sweep
+from sash.errors import InputError
+
+LANE_BYTES = 8 * 6
+"""A column and lane: what is added up, and what a block brings."""
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Of the columns of a matrix."""
+
+    mean: np.ndarray
+    variance: np.ndarray
+    """By rows - 1."""
+    scale: np.ndarray
+    """What columns are multiplied by once they are centred: ones, or one by the standard deviation."""
+    column_nnz: np.ndarray
+    row_nnz: np.ndarray
+
+    @property
+    def total(self) -> float:
+        """The sum of all explained variances, as scaled."""
+        return float(np.sum(self.variance * self.scale**2))
+
+
+class _Lane:
+    """Rows added up so far: merged block by block, which keeps variances right where means are large."""
+
+    def __init__(self, columns: int) -> None:
+        self.rows = 0
+        self.mean, self.squares, self.counts = np.zeros(columns), np.zeros(columns), np.zeros(columns, np.int64)
+
+    def merge(self, rows: int, mean: np.ndarray, squares: np.ndarray, counts: np.ndarray) -> None:
+        """Add others; `mean` and `squares` are overwritten."""
+        total = self.rows + rows
+        mean -= self.mean
+        self.squares += squares
+        np.multiply(mean, mean, out=squares)
+        squares *= self.rows * rows / max(total, 1)
+        self.squares += squares
+        mean *= rows / max(total, 1)
+        self.mean += mean
+        self.counts += counts
+        self.rows = total
+
+
+def moments(sweep: Sweep, scale: bool) -> Moments:
+    """In one pass; raises `InputError` for NaN and infinities."""
+    matrix = sweep.matrix
+    rows, columns = matrix.shape
+    lanes = [_Lane(columns) for _ in range(sweep.lanes)]
+
+    def add(start: int, stop: int, lane: int) -> None:
+        block = matrix.block(start, stop)
+        if scipy.sparse.issparse(block):
+            _check(block.data, block, start)
+            mean, squares, counts = np.zeros(columns), np.zeros(columns), np.zeros(columns, np.int64)
+            _sparse(block.indices, block.data, stop - start, mean, squares, counts)
+        else:
+            _check(block, block, start)
+            mean = block.mean(axis=0, dtype=np.float64)
+            squares = np.square(block - mean).sum(axis=0)
+            counts = np.full(columns, stop - start)
+        lanes[lane].merge(stop - start, mean, squares, counts)
+
+    sweep.run(add)
+    found = lanes[0]
+    for other in lanes[1:]:
+        found.merge(other.rows, other.mean, other.squares, other.counts)
+    variance = found.squares / max(rows - 1, 1)
+    # What is left of a column of equal numbers is rounding.
+    variance[variance <= (4 * np.finfo(float).eps * np.abs(found.mean)) ** 2 * rows] = 0.0
+    factors = np.ones(columns)
+    if scale:
+        factors[variance > 0] = 1 / np.sqrt(variance[variance > 0])
+    return Moments(found.mean, variance, factors, found.counts, matrix.row_nnz())
+
+
+def _check(values: np.ndarray, block: np.ndarray | scipy.sparse.csr_array, start: int) -> None:
+    if values.dtype.kind != "f" or np.isfinite(np.sum(values, dtype=np.float64)) or np.isfinite(values).all():
+        return
+    if scipy.sparse.issparse(block):
+        place = int(np.flatnonzero(~np.isfinite(values))[0])
+        row, column, value = int(np.searchsorted(block.indptr, place, "right")) - 1, int(block.indices[place]), values[place]
+    else:
+        row, column = (int(one) for one in np.argwhere(~np.isfinite(values))[0])
+        value = values[row, column]
+    raise InputError(f"the matrix has {value} in row {start + row}, column {column} (counted from 0); give finite numbers.")
+
+
+@njit(nogil=True, cache=True)
+def _sparse(at, values, rows, mean, squares, counts):  # noqa: ANN001, ANN202
+    """Means, sums of squares about them, and counts, of a block."""
+    for place in range(len(at)):
+        mean[at[place]] += values[place]
+        counts[at[place]] += 1
+    for column in range(len(mean)):
+        mean[column] /= rows
+        squares[column] = (rows - counts[column]) * mean[column] ** 2
+    for place in range(len(at)):
+        squares[at[place]] += (values[place] - mean[at[place]]) ** 2
