@@ -12,17 +12,21 @@ from sash.arrays._deconvolve import deconvolve
 from sash.arrays._deconvolve_plan import DeconvolutionPlan
 from sash.arrays._istft import istft
 from sash.arrays._overlap import OverlapAdd, overlap_add
+from sash.arrays._pca import pca
+from sash.arrays._pca_result import PCA, PcaPlan
 from sash.arrays._plan import ArrayPlan, Method
 from sash.arrays._rates import ArrayRates, array_rates, array_rates_path, forget_array_rates, stored_array_rates
 from sash.arrays._stft import stft
 
 __all__ = [
+    "PCA",
     "ArrayPlan",
     "ArrayRates",
     "BinTable",
     "DeconvolutionPlan",
     "Method",
     "OverlapAdd",
+    "PcaPlan",
     "array_rates",
     "array_rates_path",
     "blur",
@@ -32,6 +36,7 @@ __all__ = [
     "forget_array_rates",
     "istft",
     "overlap_add",
+    "pca",
     "stft",
     "stored_array_rates",
 ]

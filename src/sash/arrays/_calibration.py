@@ -16,6 +16,7 @@ from threading import Barrier
 
 import numpy as np
 from scipy.optimize import nnls
+from threadpoolctl import threadpool_limits
 
 from sash.arrays._border import places
 from sash.arrays._choose import spline_features
@@ -23,8 +24,9 @@ from sash.arrays._gaussian import Direct, multirate
 from sash.arrays._job import Job, Step, plan_job, run_job
 from sash.arrays._overlap_save import OverlapSave, one_thread_each
 from sash.arrays._planes import Planes
-from sash.arrays._rates import KINDS, SIDES, SPLINE_FEATURES
+from sash.arrays._rates import KINDS, MATRIX_FEATURES, SIDES, SPLINE_FEATURES
 from sash.arrays._running import Options
+from sash.arrays._spmm import gathered
 from sash.arrays._stage import Coarse, Correlate, Near, Restored, Stage, Thinned
 from sash.arrays._store import open_source
 from sash.heap import blocks_given_back
@@ -50,7 +52,7 @@ FEW = 9
 KERNEL = 33
 SMALL = 15
 """Jobs of next to nothing."""
-LEAST_S = 1e-12
+LEAST_S = 1e-13
 
 
 def rates(threads: int) -> dict[str, float]:
@@ -63,6 +65,7 @@ def rates(threads: int) -> dict[str, float]:
             for side in SIDES[kind]:
                 found[f"{kind}.fft.{side}.sample_s"] = _transform(pool, threads, dtype, side)
         found.update(_overheads())
+        found.update(_matrices(pool, threads))
     return found
 
 
@@ -148,6 +151,27 @@ def _at_once(pool: ThreadPoolExecutor, works: list[Callable[[], None]]) -> float
 
     starts, ends = zip(*pool.map(run, works), strict=True)
     return max(ends) - min(starts)
+
+
+def _matrices(pool: ThreadPoolExecutor, threads: int) -> dict[str, float]:
+    """Of products: sparse rows with a few vectors, dense blocks, and numbers that are only read; each thread on its own."""
+    random = np.random.default_rng(0)
+    rows, columns, each, width, side = 2000, 50_000, 200, 8, 512
+    # Words of a text: few are frequent.
+    at = np.sort((columns ** random.random((rows, each))).astype(np.int32) - 1, axis=1).reshape(-1)
+    pointers, values, offset = np.arange(0, rows * each + 1, each, dtype=np.int32), random.random(rows * each), np.zeros(width)
+    vectors, dense, long = random.random((columns, width)), random.random((side, side)), np.ones(12 << 20)
+
+    def seconds(work: Callable[[], object]) -> float:
+        _at_once(pool, [work] * threads)
+        return min(_at_once(pool, [work] * threads) for _ in range(TIMES))
+
+    with threadpool_limits(1, "blas"):
+        pair_s = seconds(lambda: gathered(pointers, at, values, vectors, offset, np.empty((rows, width)), 0, rows))
+        flop_s = seconds(lambda: dense @ dense)
+        byte_s = seconds(lambda: long.max())
+    taken = pair_s / (rows * each * width), flop_s / (2 * side**3), byte_s / long.nbytes
+    return {f"matrix.{name}_s": max(one, LEAST_S) for name, one in zip(MATRIX_FEATURES, taken, strict=True)}
 
 
 def _overheads() -> dict[str, float]:

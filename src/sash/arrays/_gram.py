@@ -6,7 +6,8 @@ Columns with many numbers are centred and multiplied as dense ones, in portions;
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,7 @@ class Gram:
     """Whether rows are the smaller side."""
     blocks: tuple[tuple[int, int], ...]
     """Rows that are read at once."""
+    threads: int = 1
 
     @property
     def side(self) -> int:
@@ -81,7 +83,7 @@ class Gram:
             else:
                 rows = _scaled(block, moments.scale)
                 turned = rows.T.tocsr()
-                _products(turned.indptr, turned.indices, turned.data, rows.indptr, rows.indices, rows.data, made.T, 0, True)
+                self._sparse(turned, rows, made, True)
             ended((stop - start) / self.matrix.shape[0])
         if not densely:
             mean = moments.mean * moments.scale
@@ -126,8 +128,21 @@ class Gram:
             else:
                 call("dgemm", "N", "T", second.rows, first.rows, count, 1.0, right, second.rows, left, first.rows, 1.0, made, lead)
         if first.light is not None and second.turned is not None:
-            a, b = first.light, second.turned
-            _products(a.indptr, a.indices, a.data, b.indptr, b.indices, b.data, made.T, 0, same)
+            self._sparse(first.light, second.turned, made, same)
+
+    def _sparse(self, first: scipy.sparse.csr_array, second: scipy.sparse.csr_array, made: np.ndarray, lower: bool) -> None:
+        """Rows of the first by columns of the second, each thread its own rows."""
+
+        def work(start: int, stop: int) -> None:
+            _products(first.indptr, first.indices, first.data, second.indptr, second.indices, second.data, made.T, start, stop, lower)
+
+        step = max(first.shape[0] // (16 * self.threads), 1)
+        starts = range(0, first.shape[0], step)
+        if self.threads == 1 or len(starts) == 1:
+            work(0, first.shape[0])
+            return
+        with ThreadPoolExecutor(self.threads, "sash") as pool:
+            list(pool.map(work, starts, (min(start + step, first.shape[0]) for start in starts)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +171,8 @@ def _only(rows: scipy.sparse.csr_array, columns: np.ndarray) -> scipy.sparse.csr
     return scipy.sparse.csr_array((rows.data[kept], rows.indices[kept], ends), shape=rows.shape, copy=False)
 
 
-def _dense_pairs(first: _Block, second: _Block):  # noqa: ANN202 (an iterator of two portions and their width)
+def _dense_pairs(first: _Block, second: _Block) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Portions of both blocks' dense columns, and their width."""
     if first.whole is not None and second.whole is not None:
         yield first.whole, second.whole, first.whole.shape[1]
         return
@@ -176,9 +192,9 @@ def _portion(block: _Block, at: int) -> np.ndarray:
 
 
 @njit(nogil=True, cache=True, fastmath=True)
-def _products(first_ptr, first_at, first, second_ptr, second_at, second, made, offset, lower):  # noqa: ANN001, ANN202
+def _products(first_ptr, first_at, first, second_ptr, second_at, second, made, start, stop, lower):
     """Into row i of `made`: products of row i of the first with all columns of the second, which is turned: those from i on where lower."""
-    for row in range(len(first_ptr) - 1):
+    for row in range(start, stop):
         into = made[row]
         for place in range(first_ptr[row], first_ptr[row + 1]):
             factor, column = first[place], first_at[place]
@@ -187,7 +203,7 @@ def _products(first_ptr, first_at, first, second_ptr, second_at, second, made, o
                 end = high
                 while low < end:
                     middle = (low + end) // 2
-                    if second_at[middle] < row + offset:
+                    if second_at[middle] < row:
                         low = middle + 1
                     else:
                         end = middle
@@ -196,7 +212,7 @@ def _products(first_ptr, first_at, first, second_ptr, second_at, second, made, o
 
 
 @njit(nogil=True, cache=True)
-def _centre(made, sums, offset):  # noqa: ANN001, ANN202
+def _centre(made, sums, offset):
     for row in range(len(made)):
         for column in range(row, len(made)):
             made[row, column] += offset - sums[row] - sums[column]

@@ -99,7 +99,7 @@ def _check(values: np.ndarray, block: np.ndarray | scipy.sparse.csr_array, start
 
 
 @njit(nogil=True, cache=True)
-def _sparse(at, values, rows, mean, squares, counts):  # noqa: ANN001, ANN202
+def _sparse(at, values, rows, mean, squares, counts):
     """Means, sums of squares about them, and counts, of a block."""
     for place in range(len(at)):
         mean[at[place]] += values[place]

@@ -29,10 +29,13 @@ SIDES = {"f32": (256, 1024, 4096), "f64": (256, 1024)}
 KINDS = ("f32", "f64")
 SPLINE_FEATURES = ("sample", "tap", "between", "thinned")
 """Of a plane between two rates, by the names of their rates: `_choose.spline_features`."""
+MATRIX_FEATURES = ("pair", "flop", "byte")
+"""Of matrices: a number of a sparse one times one of a vector, of many at once; an operation of a large dense product; a byte that is read."""
 _FILTERS = ("taps.sample_s", "taps.tap_s", *(f"splines.{name}_s" for name in SPLINE_FEATURES))
 NAMES = (
     "job.s",
     "pass.s",
+    *(f"matrix.{name}_s" for name in MATRIX_FEATURES),
     *(f"{kind}.{name}" for kind in KINDS for name in _FILTERS),
     *(f"{kind}.fft.{side}.sample_s" for kind in KINDS for side in SIDES[kind]),
 )

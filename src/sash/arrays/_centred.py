@@ -1,0 +1,147 @@
+"""A centred (and scaled) matrix as an operator: (X - 1 m') D and its transpose times a few vectors, without ever being formed.
+
+Sums of what is taken off are products with the means: X B - 1 (m' B). Where a sparse matrix lies in memory, so does its transpose, and both
+products gather; else a pass over the rows makes both at once, in lanes whose sums are added in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import scipy.sparse
+
+from sash.arrays._moments import Moments
+from sash.arrays._spmm import gathered, scattered, there_and_back
+from sash.arrays._sweep import Sweep, cut_rows
+
+STRIP = 32
+"""Vectors at once, where there are many: as many as a processor's caches hold beside a matrix's rows."""
+
+
+@dataclass(eq=False)
+class Centred:
+    """(X - 1 m') D, and its Gram matrix on the smaller side."""
+
+    sweep: Sweep
+    moments: Moments
+    held: bool
+    """Whether the matrix is taken into memory, and its transpose beside it."""
+    passed: Callable[[float], None] = lambda share: None
+    """Told the share of a pass over the file that has been done."""
+
+    @property
+    def of_rows(self) -> bool:
+        """Whether rows are the smaller side."""
+        return self.sweep.matrix.shape[0] < self.sweep.matrix.shape[1]
+
+    @property
+    def side(self) -> int:
+        """The smaller one."""
+        return min(self.sweep.matrix.shape)
+
+    def gram(self, vectors: np.ndarray) -> np.ndarray:
+        """The Gram matrix of the smaller side times vectors."""
+        if self.of_rows:
+            return self.forth(self.back(vectors))
+        if self.held or not self.sweep.matrix.sparse or not vectors.flags.c_contiguous:
+            return self.back(self.forth(vectors))
+        return self._there_and_back(vectors)
+
+    def forth(self, vectors: np.ndarray) -> np.ndarray:
+        """(X - 1 m') D times vectors of as many numbers as there are columns."""
+        scaled = vectors * self.moments.scale[:, None]
+        offset = self.moments.mean @ scaled
+        if self.held:
+            return self._gathered(self._rows, scaled, offset)
+        made = np.empty((self.sweep.matrix.shape[0], scaled.shape[1]))
+
+        def work(start: int, stop: int, lane: int) -> None:
+            block = self.sweep.matrix.block(start, stop)
+            if scipy.sparse.issparse(block):
+                gathered(block.indptr, block.indices, block.data, scaled, offset, made[start:stop], 0, stop - start)
+            else:
+                np.subtract(block @ scaled, offset, out=made[start:stop])
+
+        self.sweep.run(work, self.passed)
+        return made
+
+    def back(self, vectors: np.ndarray) -> np.ndarray:
+        """The transpose times vectors of as many numbers as there are rows."""
+        sums = vectors.sum(axis=0)
+        if self.held:
+            made = self._gathered(self._columns, vectors, np.zeros(vectors.shape[1]))
+        else:
+            lanes = [np.zeros((self.sweep.matrix.shape[1], vectors.shape[1])) for _ in range(self.sweep.lanes)]
+
+            def work(start: int, stop: int, lane: int) -> None:
+                block = self.sweep.matrix.block(start, stop)
+                if scipy.sparse.issparse(block):
+                    scattered(block.indptr, block.indices, block.data, vectors[start:stop], lanes[lane])
+                else:
+                    lanes[lane] += block.T @ vectors[start:stop]
+
+            self.sweep.run(work, self.passed)
+            made = _added(lanes)
+        made -= np.outer(self.moments.mean, sums)
+        made *= self.moments.scale[:, None]
+        return made
+
+    def _there_and_back(self, vectors: np.ndarray) -> np.ndarray:
+        scaled = vectors * self.moments.scale[:, None]
+        offset = self.moments.mean @ scaled
+        lanes = [np.zeros(vectors.shape) for _ in range(self.sweep.lanes)]
+        sums = [np.zeros(vectors.shape[1]) for _ in range(self.sweep.lanes)]
+
+        def work(start: int, stop: int, lane: int) -> None:
+            block = self.sweep.matrix.block(start, stop)
+            there_and_back(block.indptr, block.indices, block.data, scaled, offset, lanes[lane], sums[lane])
+
+        self.sweep.run(work, self.passed)
+        made = _added(lanes)
+        made -= np.outer(self.moments.mean, _added(sums))
+        made *= self.moments.scale[:, None]
+        return made
+
+    @cached_property
+    def _rows(self) -> scipy.sparse.csr_array:
+        return scipy.sparse.csr_array(self.sweep.matrix.block(0, self.sweep.matrix.shape[0]), dtype=np.float64)
+
+    @cached_property
+    def _columns(self) -> scipy.sparse.csr_array:
+        return self._rows.T.tocsr()
+
+    def _gathered(self, rows: scipy.sparse.csr_array, vectors: np.ndarray, offset: np.ndarray) -> np.ndarray:
+        made = np.empty((rows.shape[0], vectors.shape[1]))
+        parts = cut_rows(np.diff(rows.indptr), max(rows.nnz // (4 * self.sweep.lanes), 1)) if self.sweep.lanes > 1 else ((0, len(made)),)
+        strips = range(0, vectors.shape[1], STRIP)
+
+        def work(part: tuple[int, int]) -> None:
+            for first in strips:
+                own = slice(first, first + STRIP)
+                gathered(rows.indptr, rows.indices, rows.data, given[first // STRIP], offset[own], made[:, own], *part)
+
+        given = [np.ascontiguousarray(vectors[:, first : first + STRIP]) for first in strips]
+        if self.sweep.lanes == 1:
+            work(parts[0])
+        else:
+            with ThreadPoolExecutor(self.sweep.lanes, "sash") as pool:
+                list(pool.map(work, parts))
+        return made
+
+    def held_bytes(self) -> int:
+        """Of the matrix and its transpose, where these are held, and what a product of one block of vectors takes beside is not counted."""
+        if not self.held:
+            return 0
+        rows, columns = self.sweep.matrix.shape
+        return self.sweep.matrix.block_bytes(0, rows) + 8 * self.sweep.matrix.nnz + 12 * self.sweep.matrix.nnz + 8 * (rows + columns)
+
+
+def _added(lanes: list[np.ndarray]) -> np.ndarray:
+    """In order, so that the bits are the same."""
+    for other in lanes[1:]:
+        lanes[0] += other
+    return lanes[0]

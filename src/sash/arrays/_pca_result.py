@@ -1,0 +1,125 @@
+"""Principal components: what users see of them, and of how they will be found."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+
+from sash.arrays._plan import ArrayPlan
+from sash.arrays._weights import Weights, weigh
+from sash.errors import InputError
+from sash.units import format_bytes, format_seconds
+
+
+@dataclass(frozen=True)
+class PcaPlan(ArrayPlan):
+    """Principal components before they are found; the error is a residual by its component's singular value."""
+
+    components: int | None = None
+    """None where their number follows from a share of the variance."""
+    variance: float | None = None
+
+    def __str__(self) -> str:
+        count = f"{self.components} components" if self.components else f"the components of {self.variance:.6g} of the variance"
+        lines = [
+            f"{self.operation}: {count}, by {self.method}",
+            f"input     {self.shape[0]} rows, {format_bytes(self.read_bytes)} in {self.passes} passes",
+            f"peak      {format_bytes(self.peak_bytes)} of a budget of {format_bytes(self.budget_bytes)}, {self.workers} threads",
+            f"residuals at most {self.error:.1e} of each singular value",
+        ]
+        if self.wall_s is not None:
+            lines.append(f"time      {format_seconds(self.wall_s)}, by forecast")
+        lines += [f"  {method.name}: {method.verdict}" for method in self.methods]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, eq=False)
+class PCA:
+    """Principal components of the rows of a matrix, the one that explains most first.
+
+    Where they were written to a folder, `components` and `scores` are its zarr arrays, which are read as they are sliced.
+    """
+
+    components: Any
+    """(components, columns): unit vectors, of which the largest number is positive."""
+    singular_values: np.ndarray
+    """Of the centred (and scaled) matrix."""
+    explained_variance: np.ndarray
+    """Squares of the singular values by rows - 1."""
+    explained_variance_ratio: np.ndarray
+    """By the total variance, of which they may be a part."""
+    mean: np.ndarray
+    """Of columns, as weighed."""
+    scale: np.ndarray | None
+    """What centred columns were multiplied by; None where they were left as they are."""
+    scores: Any
+    """(rows, components): the centred rows along the components."""
+    residuals: np.ndarray
+    """How far the matrix takes each component from its scores, by the singular value: an eigenvector of the covariance is that near."""
+    total_variance: float
+    """Of all columns; exact."""
+    method: str
+    weights: Weights = "counts"
+    idf: np.ndarray | None = field(default=None, repr=False)
+    """What "tfidf" multiplies counts by."""
+    names: tuple[str, ...] | None = field(default=None, repr=False)
+    """Of columns."""
+    out: Path | None = None
+
+    def transform(self, rows: Any) -> np.ndarray:
+        """Scores of other rows with the same columns: weighed, centred and scaled as these were."""
+        given = scipy.sparse.csr_array(rows) if scipy.sparse.issparse(rows) else np.asarray(rows)
+        if given.ndim != 2 or given.shape[1] != len(self.mean):
+            raise InputError(f"the rows have the shape {tuple(given.shape)}; give {len(self.mean)} columns, as the matrix has.")
+        weighed = weigh(given, self.weights, self.idf)
+        factors = np.ones(len(self.mean)) if self.scale is None else self.scale
+        found = np.empty((given.shape[0], len(self.singular_values)))
+        # Components by chunks: they may lie on disk.
+        for start in range(0, found.shape[1], 64):
+            own = np.asarray(self.components[start : start + 64], np.float64) * factors
+            found[:, start : start + 64] = weighed @ own.T - own @ self.mean
+        return found
+
+    def top_terms(self, component: int, count: int = 10) -> tuple[tuple[str, float], ...]:
+        """The columns with the largest loadings by size, with these; columns without names are told by their numbers."""
+        own = np.asarray(self.components[component], np.float64)
+        order = np.argsort(-np.abs(own), kind="stable")[:count]
+        return tuple((self.names[place] if self.names else str(place), float(own[place])) for place in order)
+
+    def to_json(self) -> str:
+        """Everything but components and scores, as JSON."""
+        return json.dumps(
+            {
+                "schema": "sash.pca/1",
+                "method": self.method,
+                "weights": self.weights,
+                "components": len(self.singular_values),
+                "total_variance": self.total_variance,
+                **{
+                    name: getattr(self, name).tolist()
+                    for name in ("singular_values", "explained_variance", "explained_variance_ratio", "residuals")
+                },
+                "out": None if self.out is None else str(self.out),
+            }
+        )
+
+    def __str__(self) -> str:
+        count, share = len(self.singular_values), self.explained_variance_ratio.sum()
+        worst = self.residuals.max()
+        lines = [f"{count} components explain {share:.8f} of the variance {self.total_variance:.6g}; residuals at most {worst:.1e}"]
+        for place in range(min(count, 5)):
+            terms = ""
+            if self.names:
+                terms = ": " + ", ".join(f"{name} {value:+.2f}" for name, value in self.top_terms(place, 6))
+            lines.append(f"  {place + 1}  {self.explained_variance_ratio[place]:.4f}{terms}")
+        return "\n".join(lines)
+
+
+def plan_json(plan: PcaPlan) -> str:
+    """The plan as JSON."""
+    return json.dumps({"schema": "sash.array-plan/1", **asdict(plan)})

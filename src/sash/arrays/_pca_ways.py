@@ -1,0 +1,233 @@
+"""How principal components may be found, what each way holds, and how long it takes by this machine's rates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from math import ceil
+
+import numpy as np
+
+from sash.arrays._gram import Gram
+from sash.arrays._krylov import space_bytes
+from sash.arrays._matrix import Matrix
+from sash.arrays._moments import LANE_BYTES, Moments
+from sash.arrays._plan import Method
+from sash.arrays._rates import ArrayRates
+from sash.arrays._running import fewer
+from sash.arrays._sweep import Sweep, cut_rows
+from sash.arrays._tridiagonal import PANEL
+from sash.errors import DoesNotFit
+from sash.units import format_bytes
+
+STARTING_BYTES = 12 << 20
+"""What the first threads, kernels and packing buffers of a process load."""
+BLOCK, BLOCK_APART = 8, 16
+"""Vectors at once where the matrix is in memory; where every product is a pass over a file."""
+CHUNK = 256
+"""Components that are made and written at once, at most."""
+NARROW = 16
+"""The fewest, where there are as many."""
+SPACES = (5, 4, 3, 2)
+"""Columns of the Krylov space for each component, tried in this order."""
+GROWING = 3.6
+"""Products for each component until the residuals are small, about: of texts."""
+SMALL_SIDE = 512
+"""Up to which all eigenvalues cost nothing to speak of."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be found."""
+
+    components: int | None
+    variance: float | None
+    tolerance: float
+    filed: bool
+    loadings: np.dtype
+    likely: int
+    """Components, about, where their number is not known before."""
+    most: int
+    """That there can be."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to find components, and its sizes."""
+
+    method: str
+    workers: int
+    stored: int
+    """Numbers of a block of rows that is read."""
+    held: bool
+    """Whether a sparse matrix is taken into memory, with its transpose."""
+    block: int
+    most: int
+    """Columns of the Krylov space."""
+    chunk: int
+    """Components that are made and written at once."""
+    group: int
+    """Eigenvectors that are in memory at once."""
+    peak_bytes: int
+    wall_s: float
+
+
+def choose(
+    matrix: Matrix, asked: Asked, budget: int, workers: int, method: str, rates: ArrayRates, spare: int = 0
+) -> tuple[Way, tuple[Method, ...]]:
+    """The quickest way that keeps the budget, of those that `method` allows ("auto": all), with all of them told.
+
+    `spare` bytes are held beside. Raises `DoesNotFit` with the least budget that one of those allowed keeps.
+    """
+    found: dict[str, Way] = {}
+    least: dict[str, int] = {}
+    reading = cache(partial(_reading, matrix))
+    for name in ("krylov", "gram", "randqb"):
+        if name == "randqb" and asked.variance is None:
+            continue
+        for way in _ways(name, matrix, asked, workers, rates, reading):
+            way = replace(way, peak_bytes=way.peak_bytes + spare)
+            least[name] = min(least.get(name, way.peak_bytes), way.peak_bytes)
+            if way.peak_bytes <= budget:
+                found[name] = way
+                break
+    # Only on request: its number of components is not the least.
+    able = [way for name, way in found.items() if (name != "randqb" if method == "auto" else name == method)]
+    if not able:
+        names = [name for name in least if method in ("auto", name) and (name != "randqb" or method == name)]
+        told = min((least[name] for name in names), default=0)
+        also = "" if asked.filed else " To a file, components and scores would not count: give `out`."
+        how = "" if method == "auto" else f" by {method}"
+        raise DoesNotFit(f"principal components{how} hold {format_bytes(told)} at least; the budget is {format_bytes(budget)}.{also}", told)
+    chosen = min(able, key=lambda way: way.wall_s)
+    methods = []
+    for name in least:
+        if name in found:
+            ratio = found[name].wall_s / chosen.wall_s
+            verdict = "chosen" if found[name] is chosen else f"{ratio:.{2 if ratio < 10 else 0}f} times as long"
+            if name == "randqb" and found[name] is not chosen:
+                verdict = "on request: it finds components enough, not the fewest"
+            methods.append(Method(name, found[name].peak_bytes, found[name].wall_s, _error(name, asked), verdict))
+        else:
+            methods.append(Method(name, least[name], None, _error(name, asked), f"holds {format_bytes(least[name])} at least"))
+    return chosen, tuple(methods)
+
+
+def _error(name: str, asked: Asked) -> float:
+    """Largest residual, by a component's singular value."""
+    return 1e-10 if name == "gram" else asked.tolerance
+
+
+def _ways(
+    name: str, matrix: Matrix, asked: Asked, workers: int, rates: ArrayRates, reading: Callable[[int, int], tuple[Sweep, int]]
+) -> Iterator[Way]:
+    """A method's sizes, the quickest first."""
+    side, count = min(matrix.shape), min(asked.components or asked.likely, min(matrix.shape))
+    row_most = max(matrix.nnz // matrix.shape[0], 1)
+    portions = sorted({max(size // 16, row_most) for size in (64 << 20, 16 << 20, 4 << 20, 1 << 20, 1 << 16)}, reverse=True)
+    for threads in fewer(workers):
+        for stored in portions:
+            if name == "gram":
+                for group in dict.fromkeys((count if asked.components else side, min(4096, side), min(CHUNK, side))):
+                    for chunk in dict.fromkeys((min(CHUNK, group), min(64, group), min(NARROW, group))):
+                        yield _gram(matrix, asked, threads, stored, chunk, group, rates, reading(threads, stored)[1])
+                continue
+            for held in (True, False) if matrix.sparse else (False,):
+                if held and stored != portions[0]:
+                    continue
+                blocks = (BLOCK,) if held or not matrix.sparse and matrix.file_bytes == 0 else (BLOCK_APART, BLOCK)
+                for block in blocks:
+                    for many in SPACES:
+                        most = min(many * count + 10 * block, side)
+                        for chunk in dict.fromkeys((min(CHUNK, count), min(NARROW, count))):
+                            yield _krylov(name, matrix, asked, threads, stored, held, block, most, chunk, rates, reading(threads, stored)[1])
+
+
+def _reading(matrix: Matrix, threads: int, stored: int) -> tuple[Sweep, int]:
+    """A pass, and what it holds beside sums: blocks in lanes, and dense ones in float64."""
+    sweep = Sweep(matrix, threads, stored)
+    dense = 0 if matrix.sparse else 2 * 8 * sweep.block_rows * matrix.shape[1]
+    return sweep, threads * (sweep.block_bytes + dense)
+
+
+def _fixed(matrix: Matrix, asked: Asked, threads: int, reading: int, count: int) -> tuple[int, int]:
+    """Bytes that are held all the time, and while columns' means are found."""
+    rows, columns = matrix.shape
+    fixed = STARTING_BYTES + matrix.held_bytes + 8 * 6 * columns + 8 * 3 * rows
+    if not asked.filed:
+        fixed += count * (8 * rows + asked.loadings.itemsize * columns)
+    return fixed, threads * LANE_BYTES * columns + reading
+
+
+def _finishing(matrix: Matrix, threads: int, reading: int, chunk: int, held: bool) -> int:
+    """What a chunk of components takes: its vectors on both sides, each once more on its way, and sums in lanes."""
+    rows, columns = matrix.shape
+    return 8 * chunk * (3 * rows + 3 * columns + (0 if held else threads * columns)) + (0 if held else reading)
+
+
+def _krylov(
+    name: str,
+    matrix: Matrix,
+    asked: Asked,
+    threads: int,
+    stored: int,
+    held: bool,
+    block: int,
+    most: int,
+    chunk: int,
+    rates: ArrayRates,
+    reading: int,
+) -> Way:
+    rows, columns = matrix.shape
+    side, other = min(rows, columns), max(rows, columns)
+    count = min(asked.components or asked.likely, side)
+    fixed, looking = _fixed(matrix, asked, threads, reading, count)
+    here = 20 * matrix.nnz + 8 * (rows + columns) + matrix.block_bytes(0, rows) if held else 0
+    lanes = 0 if held else (threads + 1) * (side if rows >= columns and matrix.sparse else columns)
+    product = 8 * block * (2 * other + 3 * side + lanes) + (0 if held else reading)
+    working = space_bytes(side, most, block) + 8 * side * count + product
+    finishing = 8 * side * count + _finishing(matrix, threads, reading, chunk, held)
+    peak = fixed + here + max(looking, working, finishing)
+    applied = min(GROWING * count + 6 * block, side) * (1 if most >= GROWING * count + 6 * block else 1.5)
+    if name == "randqb":
+        applied = 3 * count
+    pairs = 2 * matrix.nnz * (applied + 1.5 * count)
+    flops = 6.0 * side * applied * min(most, applied) + 10.0 * most**3
+    passes = 0 if held else matrix.file_bytes * (1 if rows >= columns else 2) * ceil(applied / block)
+    moved = (matrix.file_bytes + passes) * rates["matrix.byte_s"]
+    return Way(name, threads, stored, held, block, most, chunk, count, peak, _seconds(matrix, pairs, flops, moved, threads, rates))
+
+
+def _gram(
+    matrix: Matrix, asked: Asked, threads: int, stored: int, chunk: int, group: int, rates: ArrayRates, reading: int
+) -> Way:
+    rows, columns = matrix.shape
+    side = min(rows, columns)
+    count = min(asked.components or asked.likely, side)
+    fixed, looking = _fixed(matrix, asked, threads, reading, count)
+    # What is dense is not known before the columns were counted: as if none were sparse.
+    counts = matrix.row_nnz()
+    unknown = Moments(np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(1, np.int64), counts)
+    making = Gram(matrix, unknown, rows < columns, cut_rows(counts, stored), threads).working_bytes()
+    reducing = 8 * side * (PANEL + 8) + threads * (32 << 20)
+    vectors = 8 * side * min(group, side) + 8 * 40 * side
+    finishing = vectors + _finishing(matrix, threads, reading, chunk, False)
+    peak = fixed + max(looking, 8 * side**2 + max(making, reducing, finishing))
+    groups = ceil(count / group)
+    flops = (2 / 3) * side**3 + 2.0 * side**2 * count + side**2 * min(columns, 2000)
+    # Half of the reduction only reads what is left of the matrix.
+    moved = (8 / 6 * side**3 + matrix.file_bytes) * rates["matrix.byte_s"]
+    pairs = 2 * matrix.nnz * 1.5 * count
+    extra = 1 + 0.02 * (groups - 1)
+    return Way("gram", threads, stored, False, BLOCK, 0, chunk, group, peak, extra * _seconds(matrix, pairs, flops, moved, threads, rates))
+
+
+def _seconds(matrix: Matrix, pairs: float, flops: float, moved_s: float, threads: int, rates: ArrayRates) -> float:
+    sparse_s = pairs * (rates["matrix.pair_s"] if matrix.sparse else 2 * rates["matrix.flop_s"])
+    return rates["job.s"] + (sparse_s + flops * rates["matrix.flop_s"] + moved_s) / threads
+
+
+def without_time(way: Way) -> Way:
+    """What the bits of a result may depend on."""
+    return replace(way, wall_s=0.0, peak_bytes=0)
