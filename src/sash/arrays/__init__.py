@@ -13,6 +13,7 @@ from sash.arrays._deconvolve_plan import DeconvolutionPlan
 from sash.arrays._istft import istft
 from sash.arrays._overlap import OverlapAdd, overlap_add
 from sash.arrays._pca import pca
+from sash.arrays._pca_estimate import ComponentsEstimate, estimate_components
 from sash.arrays._pca_result import PCA, PcaPlan
 from sash.arrays._plan import ArrayPlan, Method
 from sash.arrays._rates import ArrayRates, array_rates, array_rates_path, forget_array_rates, stored_array_rates
@@ -23,6 +24,7 @@ __all__ = [
     "ArrayPlan",
     "ArrayRates",
     "BinTable",
+    "ComponentsEstimate",
     "DeconvolutionPlan",
     "Method",
     "OverlapAdd",
@@ -32,6 +34,7 @@ __all__ = [
     "blur",
     "convolve",
     "deconvolve",
+    "estimate_components",
     "explain_bins",
     "forget_array_rates",
     "istft",

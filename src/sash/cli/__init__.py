@@ -11,6 +11,7 @@ from sash.cli._fit import fit
 from sash.cli._forecast import forecast
 from sash.cli._largest import largest
 from sash.cli._measure import measure
+from sash.cli._pca import pca
 from sash.cli._stft import stft
 from sash.cli._tiled import tiled
 from sash.cli._walk import walk
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (walk, forecast, fit, largest, measure, tiled, blur, convolve, deconvolve, stft, demo, calibrate):
+for verb in (walk, forecast, fit, largest, measure, tiled, blur, convolve, deconvolve, stft, pca, demo, calibrate):
     app.command()(verb)
 
 
