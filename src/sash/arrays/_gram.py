@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse
 from numba import njit
 
-from sash.arrays._lapack import call
+from sash.arrays._lapack import call, lower_added
 from sash.arrays._matrix import Matrix
 from sash.arrays._moments import Moments
 
@@ -78,8 +78,8 @@ class Gram:
             block = self.matrix.block(start, stop)
             if densely:
                 full = block.toarray() if scipy.sparse.issparse(block) else block
-                centred = np.asfortranarray((full - moments.mean) * moments.scale)
-                call("dsyrk", "L", "T", side, stop - start, 1.0, centred, stop - start, 1.0, made, side)
+                centred = np.ascontiguousarray((full - moments.mean) * moments.scale)
+                lower_added(made, centred.T, centred.T, 1.0, self.threads)
             else:
                 rows = _scaled(block, moments.scale)
                 turned = rows.T.tocsr()
@@ -124,7 +124,7 @@ class Gram:
         same, lead = first is second, self.side
         for left, right, count in _dense_pairs(first, second):
             if same:
-                call("dsyrk", "L", "N", first.rows, count, 1.0, left, first.rows, 1.0, made, lead)
+                lower_added(made, left, left, 1.0, self.threads)
             else:
                 call("dgemm", "N", "T", second.rows, first.rows, count, 1.0, right, second.rows, left, first.rows, 1.0, made, lead)
         if first.light is not None and second.turned is not None:

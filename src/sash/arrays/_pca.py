@@ -335,15 +335,14 @@ def _by_krylov(job: _Job, centred: Centred) -> Pairs:
 def _by_gram(job: _Job, centred: Centred, note: Path | None, resumed: bool) -> _Found:
     asked, way, side = job.asked, job.way, centred.side
     reduced = Reduced.read(note, side) if note is not None and resumed else None
-    with threadpool_limits(way.workers, "blas"):
-        if reduced is None:
-            blocks = cut_rows(centred.moments.row_nnz, way.stored)
-            gram = Gram(job.matrix, centred.moments, centred.of_rows, blocks, way.workers).make(lambda share: job.tick(0.05 * share))
-            reduced = Reduced.of(gram)
-            del gram
-        else:
-            job.tick(0.05 + 0.6 * (1 - (1 - reduced.done / side) ** 3))
-        reduced.run(lambda share: job.tick(0.6 * share), note)
+    if reduced is None:
+        blocks = cut_rows(centred.moments.row_nnz, way.stored)
+        gram = Gram(job.matrix, centred.moments, centred.of_rows, blocks, way.workers).make(lambda share: job.tick(0.05 * share))
+        reduced = Reduced.of(gram)
+        del gram
+    else:
+        job.tick(0.05 + 0.6 * (1 - (1 - reduced.done / side) ** 3))
+    reduced.run(lambda share: job.tick(0.6 * share), note, threads=way.workers)
     values = np.maximum(reduced.eigenvalues(), 0.0)
     # Of all rows' Gram matrix one eigenvalue is zero, and so may others be.
     values[values <= values[0] * np.finfo(float).eps * max(job.matrix.shape)] = 0.0
@@ -354,14 +353,9 @@ def _by_gram(job: _Job, centred: Centred, note: Path | None, resumed: bool) -> _
     _check_rank(job, values[:count])
     whole = reduced
 
-    def vectors(start: int, stop: int) -> np.ndarray:
-        return whole.vectors(start, stop)
-
     def turned(start: int, stop: int) -> np.ndarray:
-        found = vectors(start, stop)
-        with threadpool_limits(way.workers, "blas"):
-            for first in range(0, stop - start, way.chunk):
-                whole.turned_back(found[:, first : first + way.chunk])
+        found = whole.vectors(start, stop)
+        whole.turned_back(found, way.workers)
         return found
 
     return _Found(count, turned, values, min(way.group, count))

@@ -1,7 +1,9 @@
 """All eigenvalues of a symmetric matrix, and the eigenvectors of the largest, in little more memory than the matrix.
 
-The matrix becomes tridiagonal a panel of columns at a time, in place (LAPACK's own steps, DLATRD and DSYR2K, in a loop that can tell how far
-it is and write down where it stands); DSTERF gives all eigenvalues, DSTEMR the vectors of those that are wanted, DORMQR turns them back.
+The matrix becomes tridiagonal a panel of columns at a time, in place, by the steps of LAPACK's DSYTRD in a loop that can tell how far it is,
+write down where it stands, and share work among threads that sleep while they wait. Half of the operations are products with the matrix
+that is left, one a column, each of which reads all of it once: memory sets the pace. DSTERF gives all eigenvalues, DSTEMR the vectors of
+those that are wanted, DORMQR turns them back.
 
 Source: Dongarra, Sorensen, Hammarling, Block reduction of matrices to condensed forms, 1989; Dhillon, Parlett, Vömel, The design and
 implementation of the MRRR algorithm, 2006.
@@ -10,20 +12,27 @@ implementation of the MRRR algorithm, 2006.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import numpy as np
+from numba import njit
 
-from sash.arrays._lapack import call
+from sash.arrays._lapack import call, lower_added
 from sash.errors import SashError
 
-PANEL = 32
+PANEL = 64
 """Columns that become tridiagonal before the rest is updated."""
-LAST = 64
+LAST = 128
 """Columns that are left to LAPACK in one go."""
+_PARTS = 8
+"""Of a product with the matrix, summed in order, so that the bits do not depend on how many threads there are."""
+_TURNED = 64
+"""Vectors that a thread turns at once."""
 NOTED_S = 240.0
 """Seconds from one note of where it stands to the next."""
 _MAGIC = "sash.tridiagonal/1"
@@ -48,34 +57,53 @@ class Reduced:
         side = len(matrix)
         return cls(matrix, np.zeros(side), np.zeros(max(side - 1, 0)), np.zeros(max(side - 1, 1)))
 
-    def run(self, ended: Callable[[float], None], note: Path | None = None, every_s: float = NOTED_S) -> None:
+    def run(self, ended: Callable[[float], None], note: Path | None = None, every_s: float = NOTED_S, threads: int = 1) -> None:
         """Go on to the end. `ended` is told the share of the work since it was last called; at `note` lies where it stands."""
         side, noted = len(self.matrix), monotonic()
-        # Rows that a panel's reflectors are in.
-        beside = np.empty((side, PANEL), order="F")
-        while side - self.done > PANEL + LAST:
-            self._panel(beside)
-            ended(((side - self.done + PANEL) ** 3 - (side - self.done) ** 3) / side**3)
-            if note is not None and monotonic() - noted >= every_s:
-                self.write(note)
-                noted = monotonic()
+        with ThreadPoolExecutor(threads, "sash") as pool:
+            each = map if threads == 1 else pool.map
+            while side - self.done > PANEL + LAST:
+                self._panel(threads, each)
+                ended(((side - self.done + PANEL) ** 3 - (side - self.done) ** 3) / side**3)
+                if note is not None and monotonic() - noted >= every_s:
+                    self.write(note)
+                    noted = monotonic()
         if self.done < side:
             self._rest()
-            ended(0.0)
+            ended(((PANEL + LAST) / side) ** 3)
             if note is not None:
                 self.write(note)
 
-    def _panel(self, beside: np.ndarray) -> None:
-        matrix, at, side = self.matrix, self.done, len(self.matrix)
-        left, after = side - at, at + PANEL
-        call("dlatrd", "L", left, PANEL, matrix[at:, at:], side, self.beside[at:], self.factors[at:], beside, side)
-        call(
-            "dsyr2k", "L", "N", left - PANEL, PANEL, -1.0, matrix[after:, at:], side, beside[PANEL:], side, 1.0, matrix[after:, after:], side
-        )  # fmt: skip
-        for column in range(at, after):
-            matrix[column + 1, column] = self.beside[column]
-            self.diagonal[column] = matrix[column, column]
-        self.done = after
+    def _panel(self, threads: int, each: Callable[..., Iterable[Any]]) -> None:
+        """Columns one after the other, each by a reflector, and what these change of the rest at once.
+
+        The rest is A - V W' - W V', of reflectors V and W = A V less what came before.
+        """
+        rest = self.matrix[self.done :, self.done :]
+        left = len(rest)
+        # V and W beside each other, and W and V.
+        both, turned = np.zeros((left, 2 * PANEL), order="F"), np.empty((left, 2 * PANEL), order="F")
+        for place in range(PANEL):
+            vectors, images = both[:, :place], both[:, PANEL : PANEL + place]
+            column = rest[place:, place]
+            column -= vectors[place:] @ images[place]
+            column -= images[place:] @ vectors[place]
+            at, below = self.done + place, rest[place + 1 :, place]
+            factor, value = _reflector(below)
+            self.diagonal[at], self.beside[at], self.factors[at] = column[0], value, factor
+            vector = both[place + 1 :, place]
+            vector[...] = below
+            vector[0] = 1.0
+            image = _product(rest[place + 1 :, place + 1 :], np.ascontiguousarray(vector), each)
+            after_vectors, after_images = vectors[place + 1 :], images[place + 1 :]
+            image -= after_vectors @ (after_images.T @ vector)
+            image -= after_images @ (after_vectors.T @ vector)
+            image *= factor
+            image -= 0.5 * factor * (image @ vector) * vector
+            both[place + 1 :, PANEL + place] = image
+        turned[:, :PANEL], turned[:, PANEL:] = both[:, PANEL:], both[:, :PANEL]
+        lower_added(rest[PANEL:, PANEL:], both[PANEL:], turned[PANEL:], -1.0, threads)
+        self.done += PANEL
 
     def _rest(self) -> None:
         at, side = self.done, len(self.matrix)
@@ -140,14 +168,80 @@ class Reduced:
             raise SashError(f"LAPACK's DSTEMR ended with {info} and {counted[0]} of {count} eigenvectors.")
         return found[:, ::-1]
 
-    def turned_back(self, vectors: np.ndarray) -> None:
-        """Make eigenvectors of the tridiagonal matrix those of the matrix, in place; Fortran's order or its columns from the last to first."""
+    def turned_back(self, vectors: np.ndarray, threads: int = 1) -> None:
+        """Make eigenvectors of the tridiagonal matrix those of the matrix, in place; Fortran's order, or its columns from last to first."""
         side = len(self.matrix)
         if side < 2:
             return
         forward = vectors if vectors.strides[1] > 0 else vectors[:, ::-1]
-        work = np.empty(64 * forward.shape[1] + 65 * 64)
-        call(
-            "dormqr", "L", "N", side - 1, forward.shape[1], side - 1, self.matrix[1:, :], side, self.factors, forward[1:, :], side,
-            work, len(work), 0,
-        )  # fmt: skip
+
+        def turn(start: int) -> None:
+            own = forward[:, start : start + _TURNED]
+            work = np.empty(64 * own.shape[1] + 65 * 64)
+            size = side - 1
+            call("dormqr", "L", "N", size, own.shape[1], size, self.matrix[1:], side, self.factors, own[1:], side, work, len(work), 0)
+
+        starts = range(0, forward.shape[1], _TURNED)
+        with ThreadPoolExecutor(threads, "sash") as pool:
+            list(map(turn, starts) if threads == 1 else pool.map(turn, starts))
+
+
+def _reflector(column: np.ndarray) -> tuple[float, float]:
+    """The factor of the reflection that leaves only a column's first number, and that number; the column becomes its vector, below a one."""
+    first, rest = float(column[0]), float(np.linalg.norm(column[1:]))
+    if rest == 0.0:
+        return 0.0, first
+    value = -np.copysign(np.hypot(first, rest), first)
+    column[1:] /= first - value
+    column[0] = value
+    return float((value - first) / value), float(value)
+
+
+def _product(matrix: np.ndarray, vector: np.ndarray, each: Callable[..., Iterable[Any]]) -> np.ndarray:
+    """A symmetric matrix, of which the lower triangle is read once, times a vector."""
+    side = len(matrix)
+    edges = (np.round((1 - np.sqrt(1 - np.arange(_PARTS + 1) / _PARTS)) * side / 4) * 4).astype(int)
+    edges[-1] = side
+    parts = np.zeros((_PARTS, side))
+    rows = matrix.T
+    list(each(lambda part: _symmetric(rows, vector, parts[part], edges[part], edges[part + 1]), range(_PARTS)))
+    return parts.sum(axis=0)
+
+
+@njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
+def _symmetric(rows, vector, into, start, stop):
+    """Adds what rows of the upper triangle, and the columns below their diagonal, make of a vector: four rows at once, each read once."""
+    side = len(rows)
+    row = start
+    while row < stop:
+        last = min(row + 4, stop)
+        if last - row < 4:
+            for one in range(row, last):
+                total = rows[one, one] * vector[one]
+                for place in range(one + 1, side):
+                    total += rows[one, place] * vector[place]
+                    into[place] += rows[one, place] * vector[one]
+                into[one] += total
+            return
+        for one in range(row, last):
+            total = rows[one, one] * vector[one]
+            for place in range(one + 1, last):
+                total += rows[one, place] * vector[place]
+                into[place] += rows[one, place] * vector[one]
+            into[one] += total
+        first, second, third, fourth = rows[row, last:side], rows[row + 1, last:side], rows[row + 2, last:side], rows[row + 3, last:side]
+        a, b, c, d = vector[row], vector[row + 1], vector[row + 2], vector[row + 3]
+        beyond, target = vector[last:side], into[last:side]
+        own_a, own_b, own_c, own_d = 0.0, 0.0, 0.0, 0.0
+        for place in range(side - last):
+            e, f, g, h, other = first[place], second[place], third[place], fourth[place], beyond[place]
+            own_a += e * other
+            own_b += f * other
+            own_c += g * other
+            own_d += h * other
+            target[place] += (a * e + b * f) + (c * g + d * h)
+        into[row] += own_a
+        into[row + 1] += own_b
+        into[row + 2] += own_c
+        into[row + 3] += own_d
+        row += 4
