@@ -18,6 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 from scipy.linalg import eigh, qr
 
+_SMALL = 1e-4
+"""Of the operator's size: directions of images below are made orthogonal to the space once more."""
 _CHUNK_BYTES = 2 << 20
 """Of the space, at once: what a processor's own cache holds."""
 TOGETHER = 1e-5
@@ -88,7 +90,7 @@ def largest(
     space = np.empty((side, min(most + 2 * block, side)), order="F")
     small = np.zeros((space.shape[1], space.shape[1]))
     apart = Apart(threads)
-    following, _ = qr(random.standard_normal((side, block)), mode="economic")
+    following = np.linalg.qr(random.standard_normal((side, block)))[0]
     have, applied, looked = 0, 0, 0
     before: np.ndarray | None = None
     while True:
@@ -99,17 +101,24 @@ def largest(
         have += last
         image, small[:have, have - last : have] = apart(space[:, :have], np.asfortranarray(image))
         small[have - last : have, :have] = small[:have, have - last : have].T
-        least = 16 * np.finfo(float).eps * max(float(np.abs(np.diag(small[:have, :have])).max()), np.finfo(float).tiny)
+        size = max(float(np.abs(np.diag(small[:have, :have])).max()), np.finfo(float).tiny)
+        least = 16 * np.finfo(float).eps * size
         following, coupling = _directions(image, least, side - have)
+        if following.shape[1] and np.abs(coupling).max(axis=1).min() < _SMALL * size:
+            # What is left of a small image is rounding of a large one: once more, now that it is large.
+            following, _ = apart(space[:, :have], np.asfortranarray(following))
+            following, again = np.linalg.qr(following)
+            coupling = again @ coupling
         exhausted = following.shape[1] == 0
         full = most < side and have + max(following.shape[1], block) > most
         if have < max(looked * (_CHECKED if have < _MANY else _CHECKED_MANY), first) and not (exhausted or full):
             continue
         looked = have
-        values, rotation = eigh(small[:have, :have], driver="evd")
+        found: Any = eigh(small[:have, :have], driver="evd")
+        values, rotation = found
         values, rotation = np.maximum(values[::-1], 0.0), rotation[:, ::-1]
         lost = np.linalg.norm(coupling @ rotation[have - last : have], axis=0) if coupling.size else np.zeros(have)
-        wanted = enough(State(values, lost / np.maximum(values, np.finfo(float).tiny), applied))
+        wanted = enough(State(values, lost / np.maximum(values, least), applied))
         if have == side and wanted is None:
             wanted = have
         if wanted is not None:
@@ -168,7 +177,8 @@ def _summed(parts: Iterable[np.ndarray]) -> np.ndarray:
 
 def _directions(image: np.ndarray, least: float, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Orthonormal directions of an image, and its coordinates in them; columns shorter than `least` have none."""
-    vectors, upper, order = qr(image, mode="economic", pivoting=True)
+    decomposed: Any = qr(image, mode="economic", pivoting=True)
+    vectors, upper, order = decomposed
     rank = min(int(np.count_nonzero(np.abs(np.diag(upper)) > least)), most)
     coordinates = np.empty((rank, image.shape[1]))
     coordinates[:, order] = upper[:rank]
@@ -183,7 +193,7 @@ def _more(apart: Apart, space: np.ndarray, following: np.ndarray, random: np.ran
     for _ in range(2):
         drawn, _ = apart(space, np.asfortranarray(drawn))
         drawn -= following @ (following.T @ drawn)
-        drawn, _ = qr(drawn, mode="economic")
+        drawn = np.linalg.qr(drawn)[0]
     return np.hstack([following, drawn])
 
 

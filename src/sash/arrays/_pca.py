@@ -19,8 +19,8 @@ from sash.arrays._gram import Gram
 from sash.arrays._journal import Journal
 from sash.arrays._krylov import Pairs, State, largest
 from sash.arrays._matrix import Matrix
-from sash.arrays._matrix_open import open_matrix
 from sash.arrays._moments import Moments, moments
+from sash.arrays._pca_open import opened_within
 from sash.arrays._pca_result import PCA, PcaPlan
 from sash.arrays._pca_store import WRITING_BYTES, Folder, Held, opened
 from sash.arrays._pca_ways import Asked, Way, choose, without_time
@@ -28,12 +28,14 @@ from sash.arrays._rates import array_rates
 from sash.arrays._running import MAPPED_FROM, Options, showing
 from sash.arrays._sweep import Sweep, cut_rows
 from sash.arrays._tridiagonal import Reduced
-from sash.arrays._weights import Weighted, Weights, weighted
+from sash.arrays._weights import Weighted, Weights
 from sash.errors import InputError, SashError
 from sash.heap import blocks_given_back
 from sash.units import format_shape
 
 METHODS = ("auto", "krylov", "gram", "randqb")
+_DOUBTFUL = 1e-8
+"""Of the largest eigenvalue: smaller ones are found once more without squares."""
 _MOST_PRODUCTS = 100
 """For each component, after which a Krylov space is given up."""
 
@@ -64,8 +66,8 @@ def pca(
     for all components that there are. `weights` are counts, log or tfidf.
 
     "krylov" finds the largest components by block Lanczos, until each residual is at most `tolerance` of its singular value; "gram" finds
-    all eigenvalues of the Gram matrix of the smaller side, so that the number for a share is exact, and then the vectors; singular values
-    below 1e-8 of the largest are rounding there. "randqb" is quick where the matrix is of low rank, and may take some components more than
+    all eigenvalues of the Gram matrix of the smaller side, so that the number for a share is exact, and then the vectors. Residuals are
+    measured at the end; singular values below 1e-7 of the largest are rounding, and their residuals say so. "randqb" is quick where the matrix is of low rank, and may take some components more than
     the fewest. Bits are the same for the same seed, budget and number of workers.
 
     Returns a `PCA`; with `out`, a name that ends in .zarr, that folder is written, chunk by chunk of components, and an interrupted run is
@@ -80,13 +82,13 @@ def pca(
     with ExitStack() as now:
         now.enter_context(blocks_given_back(MAPPED_FROM))
         scratch = now.enter_context(_scratch(out))
-        given = open_matrix(source, budget_bytes=options.budget_bytes, scratch=scratch)
-        if not isinstance(source, Matrix):
-            now.callback(given.close)
-        matrix = weighted(given, weights, budget_bytes=max(options.budget_bytes // 4, 1))
-        asked = _asked(matrix, components, variance, tolerance, out is not None, np.dtype(loadings))
-        told = f"PCA of {format_shape(matrix.shape)}"
-        way, plan = _planned(told, matrix, asked, options, threads, method, out is not None)
+
+        def planned(matrix: Matrix) -> tuple[Asked, Way, PcaPlan]:
+            asked = _asked(matrix, components, variance, tolerance, out is not None, np.dtype(loadings))
+            return asked, *_planned(matrix, asked, options, threads, method, out is not None)
+
+        matrix, (asked, way, plan) = opened_within(source, options.budget_bytes, scratch, weights, planned, now)
+        told = plan.operation
         if plan_only:
             return plan
         share = now.enter_context(showing(options.progress, f"{told}, {way.method}", 100 << 20))
@@ -113,7 +115,9 @@ class _Job:
 
 def _check(components: Any, variance: Any, tolerance: float, method: str, loadings: str, seed: int) -> None:
     if (components is None) == (variance is None):
-        raise InputError(f"components is {components} and variance {variance}; give one of them: a number of components, or a share as 0.9.")
+        raise InputError(
+            f"components is {components} and variance {variance}; give one of them: a number of components, or a share as 0.9."
+        )
     if components is not None and (isinstance(components, bool) or not isinstance(components, (int, np.integer)) or components < 1):
         near = " For a share of the variance say variance=." if isinstance(components, float) and 0 < components <= 1 else ""
         raise InputError(f"components is {components!r}; give a whole number from 1 on.{near}")
@@ -143,7 +147,7 @@ def _asked(matrix: Matrix, components: int | None, variance: float | None, toler
     return Asked(None if components is None else int(components), share, float(tolerance), filed, loadings, likely, most)
 
 
-def _planned(told: str, matrix: Matrix, asked: Asked, options: Options, threads: int, method: str, filed: bool) -> tuple[Way, PcaPlan]:
+def _planned(matrix: Matrix, asked: Asked, options: Options, threads: int, method: str, filed: bool) -> tuple[Way, PcaPlan]:
     rates, spare = array_rates(), WRITING_BYTES if filed else 0
     way, methods = choose(matrix, asked, options.budget_bytes, threads, method, rates, spare)
     chosen = next(one for one in methods if one.name == way.method)
@@ -151,7 +155,7 @@ def _planned(told: str, matrix: Matrix, asked: Asked, options: Options, threads:
     passes = 1 if way.method == "gram" or way.held else 2 + -(-int(4 * count) // way.block)
     written = count * (8 * matrix.shape[0] + asked.loadings.itemsize * matrix.shape[1])
     plan = PcaPlan(
-        operation=told,
+        operation=f"PCA of {format_shape(matrix.shape)}",
         method=way.method,
         shape=(matrix.shape[0], count),
         dtype="float64",
@@ -231,7 +235,13 @@ def _filed(job: _Job, out: Path, options: Options, facts: dict[str, Any], scratc
             vectors = {"mean": centred.moments.mean, **({"scale": centred.moments.scale} if job.scale else {}), **idf}
             into.begin({"operation": "pca", **{key: value for key, value in resting.items() if key not in ("source", "way")}}, vectors)
             journal.begin()
-        made = _values(job, centred, note, done)
+        try:
+            made = _values(job, centred, note, done)
+        except (InputError, SashError):
+            # It would come again.
+            journal.remove()
+            note.unlink(missing_ok=True)
+            raise
         if into.arrange(*job.matrix.shape, made.count, job.way.chunk):
             done = set()
         for start, loadings, scores, small in _chunks(job, centred, made, done or set()):
@@ -323,13 +333,26 @@ def _by_krylov(job: _Job, centred: Centred) -> Pairs:
                 "say method='gram', or a larger tolerance."
             )
         if asked.components is None and first > way.most - 4 * way.block and way.most < side:
-            raise SashError(f"{first} components do not explain {asked.variance:g} of the variance, and there is room for no more: say 'gram'.")
+            raise SashError(
+                f"{first} components do not explain {asked.variance:g} of the variance, and there is room for no more: say 'gram'."
+            )
         return None
 
     keep = (asked.components or 0) + way.block
     found = largest(centred, enough, most=way.most, seed=job.seed, block=way.block, threads=way.workers, keep=keep, first=keep)
-    _check_rank(job, found.values)
+    if found.values[-1] <= _DOUBTFUL * found.values[0] and (not asked.filed or len(found.values) <= way.chunk):
+        values, vectors = _sharpened(centred, found.vectors)
+        _check_rank(job, values, (8 * np.finfo(float).eps * max(job.matrix.shape)) ** 2)
+        found = replace(found, values=values, vectors=vectors)
     return found
+
+
+def _sharpened(centred: Centred, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues and vectors again, from what the matrix makes of the vectors: without the squares, in which small values drown."""
+    own = np.ascontiguousarray(vectors)
+    upper = np.linalg.qr(centred.back(own) if centred.of_rows else centred.forth(own), mode="r")
+    _, values, rotation = np.linalg.svd(upper)
+    return values**2, own @ rotation.T
 
 
 def _by_gram(job: _Job, centred: Centred, note: Path | None, resumed: bool) -> _Found:
@@ -345,17 +368,19 @@ def _by_gram(job: _Job, centred: Centred, note: Path | None, resumed: bool) -> _
     reduced.run(lambda share: job.tick(0.6 * share), note, threads=way.workers)
     values = np.maximum(reduced.eigenvalues(), 0.0)
     # Of all rows' Gram matrix one eigenvalue is zero, and so may others be.
-    values[values <= values[0] * np.finfo(float).eps * max(job.matrix.shape)] = 0.0
+    values[values <= values[0] * _rounding(job)] = 0.0
     count = asked.components
     if count is None:
         assert asked.variance is not None
         count = _fewest(values, float(values.sum()), asked.variance) or int(np.count_nonzero(values))
-    _check_rank(job, values[:count])
+    _check_rank(job, values[:count], _rounding(job))
     whole = reduced
 
     def turned(start: int, stop: int) -> np.ndarray:
         found = whole.vectors(start, stop)
         whole.turned_back(found, way.workers)
+        if start == 0 and stop == count and values[count - 1] <= _DOUBTFUL * values[0] and (not asked.filed or count <= way.chunk):
+            return _sharpened(centred, found)[1]
         return found
 
     return _Found(count, turned, values, min(way.group, count))
@@ -381,10 +406,16 @@ def _fewest(values: np.ndarray, total: float, share: float) -> int | None:
     return min(int(np.searchsorted(sums, total * share * (1 - 1e-12))) + 1, len(sums))
 
 
-def _check_rank(job: _Job, values: np.ndarray) -> None:
-    rank = int(np.count_nonzero(values > values[0] * (np.finfo(float).eps * max(job.matrix.shape)) ** 2))
+def _rounding(job: _Job) -> float:
+    """Of a Gram matrix's largest eigenvalue: others below are zero, or might be."""
+    return 8 * np.finfo(float).eps * max(job.matrix.shape) ** 0.5
+
+
+def _check_rank(job: _Job, values: np.ndarray, least: float) -> None:
+    rank = int(np.count_nonzero(values > values[0] * least))
     if rank < len(values):
-        raise InputError(f"components is {len(values)}, and the centred matrix has the rank {rank}; give {rank} or fewer.")
+        near = ", as far as a Gram matrix tells" if job.way.method == "gram" else ""
+        raise InputError(f"components is {len(values)}, and the centred matrix has the rank {rank}{near}; give {rank} or fewer.")
 
 
 def _chunks(
@@ -400,7 +431,10 @@ def _chunks(
             continue
         if start >= last:
             vectors = np.empty((0, 0))
-            first, last = start, min(start + max(made.group // chunk, 1) * chunk, made.count)
+            # As a run that was not interrupted would: other ranges have other last bits.
+            group = max(made.group // chunk, 1) * chunk
+            first = start // group * group
+            last = min(first + group, made.count)
             vectors = made.vectors(first, last)
         own = np.ascontiguousarray(vectors[:, start - first : stop - first])
         loadings, scores, values, residuals = _both_sides(centred, own)

@@ -14,7 +14,9 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import ceil
 from pathlib import Path
 from time import perf_counter
@@ -27,12 +29,12 @@ from threadpoolctl import threadpool_limits
 from sash.arrays._centred import Centred
 from sash.arrays._krylov import State, largest, space_bytes
 from sash.arrays._matrix import Matrix
-from sash.arrays._matrix_open import open_matrix
 from sash.arrays._moments import LANE_BYTES, moments
+from sash.arrays._pca_open import opened_within
 from sash.arrays._pca_ways import BLOCK, STARTING_BYTES
 from sash.arrays._running import Options, does_not_fit
 from sash.arrays._sweep import Sweep
-from sash.arrays._weights import Weights, weighted
+from sash.arrays._weights import Weights
 from sash.errors import InputError
 from sash.units import format_seconds
 
@@ -41,6 +43,8 @@ STEPS = 64
 """Nodes of each probe's quadrature."""
 TOP = 32
 """Largest components that are found exactly, and taken out of the sample."""
+_MOST = 4 * TOP + 10 * BLOCK
+"""Columns of the space in which these are found."""
 SPREAD = 3.0
 """Standard errors of the sample to each side."""
 
@@ -89,37 +93,39 @@ def estimate_components(
     if not (isinstance(variance, (int, float, np.number)) and 0 < variance <= 1):
         raise InputError(f"variance is {variance!r}; give a share above 0 and up to 1, as 0.9.")
     folder = Path(tempfile.mkdtemp(prefix="sash-"))
-    try:
-        given = open_matrix(source, budget_bytes=options.budget_bytes, scratch=folder)
-        try:
-            matrix = weighted(given, weights, budget_bytes=max(options.budget_bytes // 4, 1))
-            return _estimated(matrix, float(variance), options, scale, seed, began)
-        finally:
-            if not isinstance(source, Matrix):
-                given.close()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with ExitStack() as now:
+        now.callback(shutil.rmtree, folder, ignore_errors=True)
+        planned = partial(_planned, options=options)
+        matrix, (sweep, held) = opened_within(source, options.budget_bytes, folder, weights, planned, now)
+        return _estimated(matrix, sweep, held, float(variance), options, scale, seed, began)
 
 
-def _estimated(matrix: Matrix, share: float, options: Options, scale: bool, seed: int, began: float) -> ComponentsEstimate:
+def _planned(matrix: Matrix, options: Options) -> tuple[Sweep, bool]:
+    """A pass over the matrix, and whether it is held in memory with its transpose; raises `DoesNotFit`."""
     rows, columns = matrix.shape
-    if rows < 2:
-        raise InputError("the matrix has a single row, so that nothing varies; give two at least.")
     side, threads = min(rows, columns), options.most_workers
     sweep = Sweep(matrix, threads, 1 << 20)
     reading = threads * (sweep.block_bytes + (0 if matrix.sparse else 16 * sweep.block_rows * columns))
-    most = min(4 * TOP + 10 * BLOCK, side)
-    working = max(space_bytes(side, most, BLOCK), 8 * 6 * PROBES * side) + 8 * PROBES * (threads + 3) * columns + 8 * TOP * side
+    working = max(space_bytes(side, min(_MOST, side), BLOCK), 8 * 6 * PROBES * side) + 8 * PROBES * (threads + 3) * columns + 8 * TOP * side
     fixed = STARTING_BYTES + matrix.held_bytes + 8 * 9 * (rows + columns) + reading + max(threads * LANE_BYTES * columns, working)
-    held = matrix.sparse and fixed + 20 * matrix.nnz + matrix.block_bytes(0, rows) <= options.budget_bytes
     if fixed > options.budget_bytes:
         raise does_not_fit("the estimate", fixed, options.budget_bytes, False)
+    return sweep, matrix.sparse and fixed + 20 * matrix.nnz + matrix.block_bytes(0, rows) <= options.budget_bytes
+
+
+def _estimated(
+    matrix: Matrix, sweep: Sweep, held: bool, share: float, options: Options, scale: bool, seed: int, began: float
+) -> ComponentsEstimate:
+    rows, columns = matrix.shape
+    if rows < 2:
+        raise InputError("the matrix has a single row, so that nothing varies; give two at least.")
+    side = min(rows, columns)
     with threadpool_limits(1, "blas"):
         found = moments(sweep, scale)
         if found.total <= 0:
             raise InputError(f"all {rows} rows of the matrix are equal, so that nothing varies; there are no components.")
         centred, total = Centred(sweep, found, held), found.total * (rows - 1)
-        values, vectors = _top(centred, most, seed, threads)
+        values, vectors = _top(centred, min(_MOST, side), seed, options.most_workers)
         target = share * total - float(values.sum())
         rest = min(side, rows - 1) - len(values)
         if target <= 0 or rest <= 0:
@@ -198,4 +204,3 @@ def _counts(nodes: np.ndarray, parts: np.ndarray, target: float, total: float, s
     low = side * (counts[0, first].mean() - error)
     high = side * (counts[2, last].mean() + error)
     return likely, low, high
-

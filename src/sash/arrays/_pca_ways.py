@@ -141,7 +141,9 @@ def _ways(
                     for many in SPACES:
                         most = min(many * count + 10 * block, side)
                         for chunk in dict.fromkeys((min(CHUNK, count), min(NARROW, count))):
-                            yield _krylov(name, matrix, asked, threads, stored, held, block, most, chunk, rates, reading(threads, stored)[1])
+                            yield _krylov(
+                                name, matrix, asked, threads, stored, held, block, most, chunk, rates, reading(threads, stored)[1]
+                            )
 
 
 def _reading(matrix: Matrix, threads: int, stored: int) -> tuple[Sweep, int]:
@@ -199,9 +201,7 @@ def _krylov(
     return Way(name, threads, stored, held, block, most, chunk, count, peak, _seconds(matrix, pairs, flops, moved, threads, rates))
 
 
-def _gram(
-    matrix: Matrix, asked: Asked, threads: int, stored: int, chunk: int, group: int, rates: ArrayRates, reading: int
-) -> Way:
+def _gram(matrix: Matrix, asked: Asked, threads: int, stored: int, chunk: int, group: int, rates: ArrayRates, reading: int) -> Way:
     rows, columns = matrix.shape
     side = min(rows, columns)
     count = min(asked.components or asked.likely, side)

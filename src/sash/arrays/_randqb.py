@@ -7,7 +7,6 @@ the error left is the matrix's squared Frobenius norm less that of its projectio
 from __future__ import annotations
 
 import numpy as np
-from scipy.linalg import qr, svd
 
 from sash.arrays._centred import Centred
 from sash.arrays._krylov import Apart, Pairs
@@ -37,14 +36,13 @@ def randqb(centred: Centred, total: float, share: float, *, seed: int, threads: 
             for _ in range(2):
                 if have:
                     block, _ = apart(basis[:, :have], block)
-                block, _ = qr(block, mode="economic")
-                block = np.asfortranarray(block)
+                block = np.asfortranarray(np.linalg.qr(block)[0])
         width = block.shape[1]
         basis[:, have : have + width] = block
         have += width
         own = centred.back(np.ascontiguousarray(block)) if centred.of_rows else centred.forth(np.ascontiguousarray(block))
         projected.append(own)
         left -= float(np.square(own).sum())
-    _, upper = qr(np.hstack(projected), mode="economic")
-    rotation, values, _ = svd(upper.T, full_matrices=False)
+    upper = np.linalg.qr(np.hstack(projected), mode="r")
+    rotation, values, _ = np.linalg.svd(upper.T, full_matrices=False)
     return Pairs(values**2, basis[:, :have] @ rotation, np.zeros(len(values)), (POWERS + 1) * have, have)

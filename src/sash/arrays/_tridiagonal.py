@@ -1,7 +1,7 @@
 """All eigenvalues of a symmetric matrix, and the eigenvectors of the largest, in little more memory than the matrix.
 
-The matrix becomes tridiagonal a panel of columns at a time, in place, by the steps of LAPACK's DSYTRD in a loop that can tell how far it is,
-write down where it stands, and share work among threads that sleep while they wait. Half of the operations are products with the matrix
+The matrix becomes tridiagonal a panel of columns at a time, in place, by the steps of LAPACK's DSYTRD in a loop that can tell how far it
+is, write down where it stands, and share work among threads that sleep while they wait. Half of the operations are products with the matrix
 that is left, one a column, each of which reads all of it once: memory sets the pace. DSTERF gives all eigenvalues, DSTEMR the vectors of
 those that are wanted, DORMQR turns them back.
 
@@ -57,7 +57,7 @@ class Reduced:
         side = len(matrix)
         return cls(matrix, np.zeros(side), np.zeros(max(side - 1, 0)), np.zeros(max(side - 1, 1)))
 
-    def run(self, ended: Callable[[float], None], note: Path | None = None, every_s: float = NOTED_S, threads: int = 1) -> None:
+    def run(self, ended: Callable[[float], None], note: Path | None = None, threads: int = 1) -> None:
         """Go on to the end. `ended` is told the share of the work since it was last called; at `note` lies where it stands."""
         side, noted = len(self.matrix), monotonic()
         with ThreadPoolExecutor(threads, "sash") as pool:
@@ -65,7 +65,7 @@ class Reduced:
             while side - self.done > PANEL + LAST:
                 self._panel(threads, each)
                 ended(((side - self.done + PANEL) ** 3 - (side - self.done) ** 3) / side**3)
-                if note is not None and monotonic() - noted >= every_s:
+                if note is not None and monotonic() - noted >= NOTED_S:
                     self.write(note)
                     noted = monotonic()
         if self.done < side:
@@ -187,7 +187,7 @@ class Reduced:
 
 
 def _reflector(column: np.ndarray) -> tuple[float, float]:
-    """The factor of the reflection that leaves only a column's first number, and that number; the column becomes its vector, below a one."""
+    """The factor of the reflection that leaves a column's first number alone, and that number; below it lies the vector, after a one."""
     first, rest = float(column[0]), float(np.linalg.norm(column[1:]))
     if rest == 0.0:
         return 0.0, first

@@ -15,7 +15,9 @@ from sash.cli._workload import Debug, Json
 from sash.errors import InputError
 
 Source = Annotated[Path, typer.Argument(help="The matrix: .mtx, .mtx.gz, .npz, .npy, .zarr or .h5ad; rows are observations.")]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="A folder to write, .zarr. It appears when it is whole; the same command goes on.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="A folder to write, .zarr. It appears when it is whole; the same command goes on.")
+]
 Components = Annotated[int | None, typer.Option("--components", "-k", help="How many.")]
 Variance = Annotated[float | None, typer.Option("--variance", help="As many as explain this share of the variance, as 0.9.")]
 Weigh = Annotated[str, typer.Option("--weights", help="counts, log or tfidf.")]

@@ -1,0 +1,64 @@
+"""A matrix opened so that what is done with it fits beside it: in memory where there is room, else on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sash.arrays._matrix import Matrix
+from sash.arrays._matrix_open import open_matrix
+from sash.arrays._weights import Weights, weighted
+from sash.errors import DoesNotFit
+
+Plan = TypeVar("Plan")
+
+
+def opened_within(
+    source: Any, budget: int, scratch: Path | None, weights: Weights, planned: Callable[[Matrix], Plan], now: ExitStack
+) -> tuple[Matrix, Plan]:
+    """The matrix, weighed and closed with `now`, and the plan that `planned` makes of it.
+
+    Opening takes into memory what fits there; where the plan then does not fit beside, it is opened with less, down to what reading takes.
+    Raises `DoesNotFit` with the least that opening and the plan need.
+    """
+    least: int | None = None
+    refused: DoesNotFit | None = None
+    for share in (budget, budget // 4, 0):
+        try:
+            given = open_matrix(source, budget_bytes=share or _reading(source, scratch), scratch=scratch)
+        except DoesNotFit as error:
+            refused = error
+            continue
+        try:
+            matrix = weighted(given, weights, budget_bytes=max(share // 4, 1 << 20))
+            plan = planned(matrix)
+        except DoesNotFit as error:
+            refused = error if least is None or error.least_bytes < least else refused
+            least = error.least_bytes if least is None else min(least, error.least_bytes)
+            if given is not source:
+                given.close()
+            if given.held_bytes == 0:
+                break
+        except BaseException:
+            if given is not source:
+                given.close()
+            raise
+        else:
+            if given is not source:
+                now.callback(given.close)
+            return matrix, plan
+    assert refused is not None
+    raise refused
+
+
+def _reading(source: Any, scratch: Path | None) -> int:
+    """The least with which a source is opened."""
+    try:
+        opened = open_matrix(source, budget_bytes=1, scratch=scratch)
+    except DoesNotFit as error:
+        return error.least_bytes
+    if opened is not source:
+        opened.close()
+    return 1

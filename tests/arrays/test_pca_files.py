@@ -1,0 +1,104 @@
+"""Principal components in a zarr folder: whole or not at all, taken up again, the same as in memory."""
+
+import numpy as np
+import pytest
+import scipy.io
+import scipy.sparse
+import zarr
+
+from sash.arrays import _pca, _pca_ways, _tridiagonal, pca
+from sash.errors import InputError
+
+
+def texts(rows=300, columns=420, seed=0):
+    """Counts of words."""
+    random = np.random.default_rng(seed)
+    return scipy.sparse.csr_array(random.poisson(0.5 * random.random(columns) ** 3, (rows, columns)).astype(float))
+
+
+@pytest.mark.parametrize("method", ["krylov", "gram"])
+@pytest.mark.parametrize("loadings", ["float64", "float32"])
+def test_a_folder_holds_what_memory_would(tmp_path, method, loadings):
+    matrix, out = texts(), tmp_path / "model.zarr"
+    scipy.io.mmwrite(tmp_path / "docs.mtx", matrix)
+    held = pca(matrix, 20, method=method, loadings=loadings)
+    found = pca(tmp_path / "docs.mtx", 20, out=out, method=method, loadings=loadings)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["docs.mtx", "model.zarr"]
+    np.testing.assert_allclose(found.scores[...], held.scores, atol=1e-7)
+    np.testing.assert_allclose(found.components[...], held.components, atol=1e-7)
+    assert found.components.dtype == held.components.dtype == loadings
+    np.testing.assert_allclose(found.transform(matrix[:5]), held.transform(matrix[:5]), atol=1e-6)
+    group = zarr.open_group(out, mode="r")
+    for name in ("singular_values", "explained_variance", "explained_variance_ratio", "residuals", "mean"):
+        assert np.array_equal(group[name][...], getattr(found, name))
+    assert group.attrs["total_variance"] == found.total_variance
+    assert group.attrs["method"] == method
+    with pytest.raises(InputError, match="is there already; say overwrite=True"):
+        pca(matrix, 5, out=out)
+    pca(matrix, 5, out=out, overwrite=True)
+    assert zarr.open_group(out, mode="r")["scores"].shape == (300, 5)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    matrix = texts()
+    monkeypatch.setattr(_pca_ways, "CHUNK", 32)
+    words = {"variance": 0.95, "method": "gram", "workers": 2}
+    whole = pca(matrix, out=tmp_path / "whole.zarr", **words)
+    # Notes after every panel, and an end in the middle of the reduction; then one between chunks.
+    monkeypatch.setattr(_tridiagonal, "NOTED_S", 0.0)
+    out, panel = tmp_path / "again.zarr", _tridiagonal.Reduced._panel
+    begun = []
+
+    def ends(self, *given):
+        begun.append(self.done)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        panel(self, *given)
+
+    monkeypatch.setattr(_tridiagonal.Reduced, "_panel", ends)
+    with pytest.raises(KeyboardInterrupt):
+        pca(matrix, out=out, **words)
+    assert not out.exists()
+    assert (tmp_path / "again.zarr.reduced").exists()
+    chunks, both = [], _pca._both_sides
+
+    def ends_later(centred, own):
+        chunks.append(own.shape[1])
+        if len(chunks) == 2:
+            raise KeyboardInterrupt
+        return both(centred, own)
+
+    monkeypatch.setattr(_pca, "_both_sides", ends_later)
+    with pytest.raises(KeyboardInterrupt):
+        pca(matrix, out=out, **words)
+    assert begun[2] > 0  # gone on with, not begun again
+    monkeypatch.setattr(_pca, "_both_sides", lambda centred, own: chunks.append(own.shape[1]) or both(centred, own))
+    found = pca(matrix, out=out, **words)
+    assert sum(chunks[2:]) < len(found.singular_values)
+    for name in ("scores", "components"):
+        assert np.array_equal(getattr(found, name)[...], getattr(whole, name)[...])
+    assert np.array_equal(found.residuals, whole.residuals)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["again.zarr", "whole.zarr"]
+
+
+def test_another_run_is_not_gone_on_with(tmp_path, monkeypatch):
+    matrix, out = texts(), tmp_path / "model.zarr"
+    with monkeypatch.context() as patched:
+        patched.setattr(_pca, "_both_sides", lambda centred, own: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pca(matrix, 5, out=out)
+    with pytest.raises(InputError, match=r"other things changed: components \(5 → 6\)"):
+        pca(matrix, 6, out=out)
+    found = pca(matrix, 6, out=out, restart=True)
+    assert len(found.singular_values) == 6
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.zarr"]
+
+
+def test_wrong_places_are_refused_before_work(tmp_path):
+    with pytest.raises(InputError, match=r"give a name that ends in \.zarr"):
+        pca(texts(), 3, out=tmp_path / "model.npy")
+    with pytest.raises(InputError, match="there is no folder"):
+        pca(texts(), 3, out=tmp_path / "none" / "model.zarr")
+    with pytest.raises(InputError, match="rank"):
+        pca(np.outer(np.arange(9.0), np.ones(9)), 3, out=tmp_path / "model.zarr")
+    assert not list(tmp_path.iterdir())

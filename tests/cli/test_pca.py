@@ -1,0 +1,46 @@
+"""`sash pca` on files."""
+
+import json
+
+import numpy as np
+import scipy.io
+import scipy.sparse
+import zarr
+
+from sash import arrays
+
+
+def test_a_matrix_market_file_becomes_a_model(sash, folder):
+    counts = scipy.sparse.csr_array(np.random.default_rng(0).poisson(0.3, (90, 60)))
+    scipy.io.mmwrite(folder / "docs.mtx", counts)
+    (folder / "docs.vocab.txt").write_text("".join(f"word{place}\n" for place in range(60)))
+    result = sash("pca", "docs.mtx", "--variance", "0.9", "--out", "model.zarr", "--budget", "1GiB", "--weights", "tfidf")
+    assert result.exit_code == 0, result.output
+    assert "wrote model.zarr" in result.stdout
+    assert "word" in result.stdout
+    assert "components of 0.9 of the variance" in result.stderr
+    wanted = arrays.pca(counts, variance=0.9, weights="tfidf")
+    group = zarr.open_group(folder / "model.zarr", mode="r")
+    np.testing.assert_allclose(group["scores"][...], wanted.scores, atol=1e-8)
+    assert group.attrs["names"][3] == "word3"
+    result = sash("pca", "docs.mtx", "--components", "5", "--json")
+    assert json.loads(result.stdout)["components"] == 5
+    result = sash("pca", "docs.mtx", "--components", "5", "--plan", "--json")
+    assert {method["name"] for method in json.loads(result.stdout)["methods"]} == {"krylov", "gram"}
+    assert "chosen" in sash("pca", "docs.mtx", "--components", "5", "--plan").stdout
+    result = sash("pca", "docs.mtx", "--variance", "0.9", "--estimate", "--json")
+    found = json.loads(result.stdout)
+    assert found["low"] <= len(arrays.pca(counts, variance=0.9).singular_values) <= found["high"]
+
+
+def test_what_makes_no_components_is_wrong_use_and_too_little_memory_is_not(sash, folder):
+    scipy.io.mmwrite(folder / "docs.mtx", scipy.sparse.random_array((30, 20), density=0.2, rng=np.random.default_rng(0)))
+    result = sash("pca", "docs.mtx", "--variance", "1.2")
+    assert result.exit_code == 2
+    assert "give a share above 0 and up to 1" in result.stderr
+    result = sash("pca", "docs.mtx", "--estimate")
+    assert result.exit_code == 2
+    assert "give it, as --variance 0.9" in result.stderr
+    result = sash("pca", "docs.mtx", "--components", "3", "--budget", "1 KiB")
+    assert result.exit_code == 1
+    assert "at least" in result.stderr
