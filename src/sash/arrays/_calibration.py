@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from threading import Barrier
+from typing import Any
 
 import numpy as np
 from scipy.optimize import nnls
@@ -162,7 +163,7 @@ def _matrices(pool: ThreadPoolExecutor, threads: int) -> dict[str, float]:
     pointers, values, offset = np.arange(0, rows * each + 1, each, dtype=np.int32), random.random(rows * each), np.zeros(width)
     vectors, dense, long = random.random((columns, width)), random.random((side, side)), np.ones(12 << 20)
 
-    def seconds(work: Callable[[], object]) -> float:
+    def seconds(work: Callable[[], Any]) -> float:
         _at_once(pool, [work] * threads)
         return min(_at_once(pool, [work] * threads) for _ in range(TIMES))
 

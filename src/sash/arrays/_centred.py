@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -61,10 +62,10 @@ class Centred:
 
         def work(start: int, stop: int, lane: int) -> None:
             block = self.sweep.matrix.block(start, stop)
-            if scipy.sparse.issparse(block):
-                gathered(block.indptr, block.indices, block.data, scaled, offset, made[start:stop], 0, stop - start)
-            else:
+            if isinstance(block, np.ndarray):
                 np.subtract(block @ scaled, offset, out=made[start:stop])
+            else:
+                gathered(block.indptr, block.indices, block.data, scaled, offset, made[start:stop], 0, stop - start)
 
         self.sweep.run(work, self.passed)
         return made
@@ -79,10 +80,10 @@ class Centred:
 
             def work(start: int, stop: int, lane: int) -> None:
                 block = self.sweep.matrix.block(start, stop)
-                if scipy.sparse.issparse(block):
-                    scattered(block.indptr, block.indices, block.data, vectors[start:stop], lanes[lane])
-                else:
+                if isinstance(block, np.ndarray):
                     lanes[lane] += block.T @ vectors[start:stop]
+                else:
+                    scattered(block.indptr, block.indices, block.data, vectors[start:stop], lanes[lane])
 
             self.sweep.run(work, self.passed)
             made = _added(lanes)
@@ -98,6 +99,7 @@ class Centred:
 
         def work(start: int, stop: int, lane: int) -> None:
             block = self.sweep.matrix.block(start, stop)
+            assert not isinstance(block, np.ndarray)
             there_and_back(block.indptr, block.indices, block.data, scaled, offset, lanes[lane], sums[lane])
 
         self.sweep.run(work, self.passed)
@@ -114,7 +116,7 @@ class Centred:
     def _columns(self) -> scipy.sparse.csr_array:
         return self._rows.T.tocsr()
 
-    def _gathered(self, rows: scipy.sparse.csr_array, vectors: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    def _gathered(self, rows: Any, vectors: np.ndarray, offset: np.ndarray) -> np.ndarray:
         made = np.empty((rows.shape[0], vectors.shape[1]))
         parts = cut_rows(np.diff(rows.indptr), max(rows.nnz // (4 * self.sweep.lanes), 1)) if self.sweep.lanes > 1 else ((0, len(made)),)
         strips = range(0, vectors.shape[1], STRIP)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -76,8 +77,8 @@ class Gram:
         densely = not self.matrix.sparse or self._densely
         for start, stop in self.blocks:
             block = self.matrix.block(start, stop)
-            if densely:
-                full = block.toarray() if scipy.sparse.issparse(block) else block
+            if densely or isinstance(block, np.ndarray):
+                full = block if isinstance(block, np.ndarray) else block.toarray()
                 centred = np.ascontiguousarray((full - moments.mean) * moments.scale)
                 lower_added(made, centred.T, centred.T, 1.0, self.threads)
             else:
@@ -110,7 +111,7 @@ class Gram:
 
     def _block(self, start: int, stop: int) -> _Block:
         block, moments = self.matrix.block(start, stop), self.moments
-        if not scipy.sparse.issparse(block):
+        if isinstance(block, np.ndarray):
             return _Block(stop - start, None, None, np.asfortranarray((block - moments.mean) * moments.scale), None, np.zeros(stop - start))
         heavy = self._heavy
         rows = _scaled(block, moments.scale)
@@ -130,7 +131,7 @@ class Gram:
         if first.light is not None and second.turned is not None:
             self._sparse(first.light, second.turned, made, same)
 
-    def _sparse(self, first: scipy.sparse.csr_array, second: scipy.sparse.csr_array, made: np.ndarray, lower: bool) -> None:
+    def _sparse(self, first: Any, second: Any, made: np.ndarray, lower: bool) -> None:
         """Rows of the first by columns of the second, each thread its own rows."""
 
         def work(start: int, stop: int) -> None:
@@ -176,8 +177,9 @@ def _dense_pairs(first: _Block, second: _Block) -> Iterator[tuple[np.ndarray, np
     if first.whole is not None and second.whole is not None:
         yield first.whole, second.whole, first.whole.shape[1]
         return
-    assert first.heavy is not None and second.heavy is not None
-    width = first.heavy[0].shape[1]
+    assert first.heavy is not None
+    columns: Any = first.heavy[0]
+    width = columns.shape[1]
     for at in range(0, width, PORTION):
         left = _portion(first, at)
         yield left, left if first is second else _portion(second, at), left.shape[1]

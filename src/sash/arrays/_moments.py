@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.sparse
 from numba import njit
 
+from sash.arrays._matrix import check_finite
 from sash.arrays._sweep import Sweep
-from sash.errors import InputError
 
 LANE_BYTES = 8 * 6
 """A column and lane: what is added up, and what a block brings."""
@@ -62,15 +61,14 @@ def moments(sweep: Sweep, scale: bool) -> Moments:
 
     def add(start: int, stop: int, lane: int) -> None:
         block = matrix.block(start, stop)
-        if scipy.sparse.issparse(block):
-            _check(block.data, block, start)
-            mean, squares, counts = np.zeros(columns), np.zeros(columns), np.zeros(columns, np.int64)
-            _sparse(block.indices, block.data, stop - start, mean, squares, counts)
-        else:
-            _check(block, block, start)
+        check_finite(block, start, "the matrix")
+        if isinstance(block, np.ndarray):
             mean = block.mean(axis=0, dtype=np.float64)
             squares = np.square(block - mean).sum(axis=0)
             counts = np.full(columns, stop - start)
+        else:
+            mean, squares, counts = np.zeros(columns), np.zeros(columns), np.zeros(columns, np.int64)
+            _sparse(block.indices, block.data, stop - start, mean, squares, counts)
         lanes[lane].merge(stop - start, mean, squares, counts)
 
     sweep.run(add)
@@ -84,18 +82,6 @@ def moments(sweep: Sweep, scale: bool) -> Moments:
     if scale:
         factors[variance > 0] = 1 / np.sqrt(variance[variance > 0])
     return Moments(found.mean, variance, factors, found.counts, matrix.row_nnz())
-
-
-def _check(values: np.ndarray, block: np.ndarray | scipy.sparse.csr_array, start: int) -> None:
-    if values.dtype.kind != "f" or np.isfinite(np.sum(values, dtype=np.float64)) or np.isfinite(values).all():
-        return
-    if scipy.sparse.issparse(block):
-        place = int(np.flatnonzero(~np.isfinite(values))[0])
-        row, column, value = int(np.searchsorted(block.indptr, place, "right")) - 1, int(block.indices[place]), values[place]
-    else:
-        row, column = (int(one) for one in np.argwhere(~np.isfinite(values))[0])
-        value = values[row, column]
-    raise InputError(f"the matrix has {value} in row {start + row}, column {column} (counted from 0); give finite numbers.")
 
 
 @njit(nogil=True, cache=True)

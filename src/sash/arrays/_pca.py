@@ -61,14 +61,14 @@ def pca(
 ) -> Any:
     """Principal components of a matrix's rows: so many `components`, or the fewest that explain a share `variance` of the total.
 
-    `source` is a numpy array, a matrix of scipy.sparse, or a file: .mtx, .mtx.gz, .npz, .npy, .zarr, .h5ad. Columns are centred exactly, and
-    with `scale` divided by their standard deviations; the centred matrix is never formed. `variance` is above 0 and up to 1, which stands
-    for all components that there are. `weights` are counts, log or tfidf.
+    `source` is a numpy array, a matrix of scipy.sparse, or a file: .mtx, .mtx.gz, .npz, .npy, .zarr, .h5ad. Columns are centred exactly,
+    and with `scale` divided by their standard deviations; the centred matrix is never formed. `variance` is above 0 and up to 1, which
+    stands for all components that there are. `weights` are counts, log or tfidf.
 
     "krylov" finds the largest components by block Lanczos, until each residual is at most `tolerance` of its singular value; "gram" finds
     all eigenvalues of the Gram matrix of the smaller side, so that the number for a share is exact, and then the vectors. Residuals are
-    measured at the end; singular values below 1e-7 of the largest are rounding, and their residuals say so. "randqb" is quick where the matrix is of low rank, and may take some components more than
-    the fewest. Bits are the same for the same seed, budget and number of workers.
+    measured at the end; singular values below 1e-7 of the largest are rounding, and their residuals say so. "randqb" is quick where the
+    matrix is of low rank, and may take some components more than the fewest. Bits are the same for the same seed, budget and workers.
 
     Returns a `PCA`; with `out`, a name that ends in .zarr, that folder is written, chunk by chunk of components, and an interrupted run is
     taken up by the same call. `loadings` is the type that components are kept in. With `plan_only` nothing runs, and what would is

@@ -70,8 +70,8 @@ class ComponentsEstimate:
 
     def __str__(self) -> str:
         return (
-            f"about {self.likely} components explain {self.variance:g} of the variance: {self.low} to {self.high} by three standard errors of "
-            f"{PROBES} samples, {self.sure_low} to {self.sure_high} for certain; told in {format_seconds(self.wall_s)}"
+            f"about {self.likely} components explain {self.variance:g} of the variance: {self.low} to {self.high} by three standard "
+            f"errors of {PROBES} samples, {self.sure_low} to {self.sure_high} for certain; told in {format_seconds(self.wall_s)}"
         )
 
 

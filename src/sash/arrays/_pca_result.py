@@ -73,7 +73,7 @@ class PCA:
 
     def transform(self, rows: Any) -> np.ndarray:
         """Scores of other rows with the same columns: weighed, centred and scaled as these were."""
-        given = scipy.sparse.csr_array(rows) if scipy.sparse.issparse(rows) else np.asarray(rows)
+        given: Any = scipy.sparse.csr_array(rows) if scipy.sparse.issparse(rows) else np.asarray(rows)
         if given.ndim != 2 or given.shape[1] != len(self.mean):
             raise InputError(f"the rows have the shape {tuple(given.shape)}; give {len(self.mean)} columns, as the matrix has.")
         weighed = weigh(given, self.weights, self.idf)

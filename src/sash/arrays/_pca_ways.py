@@ -102,7 +102,7 @@ def choose(
         raise DoesNotFit(f"principal components{how} hold {format_bytes(told)} at least; the budget is {format_bytes(budget)}.{also}", told)
     chosen = min(able, key=lambda way: way.wall_s)
     methods = []
-    for name in least:
+    for name, needed in least.items():
         if name in found:
             ratio = found[name].wall_s / chosen.wall_s
             verdict = "chosen" if found[name] is chosen else f"{ratio:.{2 if ratio < 10 else 0}f} times as long"
@@ -110,7 +110,7 @@ def choose(
                 verdict = "on request: it finds components enough, not the fewest"
             methods.append(Method(name, found[name].peak_bytes, found[name].wall_s, _error(name, asked), verdict))
         else:
-            methods.append(Method(name, least[name], None, _error(name, asked), f"holds {format_bytes(least[name])} at least"))
+            methods.append(Method(name, needed, None, _error(name, asked), f"holds {format_bytes(needed)} at least"))
     return chosen, tuple(methods)
 
 
@@ -136,7 +136,7 @@ def _ways(
             for held in (True, False) if matrix.sparse else (False,):
                 if held and stored != portions[0]:
                     continue
-                blocks = (BLOCK,) if held or not matrix.sparse and matrix.file_bytes == 0 else (BLOCK_APART, BLOCK)
+                blocks = (BLOCK,) if held else (BLOCK_APART, BLOCK)
                 for block in blocks:
                     for many in SPACES:
                         most = min(many * count + 10 * block, side)

@@ -6,6 +6,8 @@ the error left is the matrix's squared Frobenius norm less that of its projectio
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from sash.arrays._centred import Centred
@@ -43,6 +45,6 @@ def randqb(centred: Centred, total: float, share: float, *, seed: int, threads: 
         own = centred.back(np.ascontiguousarray(block)) if centred.of_rows else centred.forth(np.ascontiguousarray(block))
         projected.append(own)
         left -= float(np.square(own).sum())
-    upper = np.linalg.qr(np.hstack(projected), mode="r")
+    upper: Any = np.linalg.qr(np.hstack(projected), mode="r")
     rotation, values, _ = np.linalg.svd(upper.T, full_matrices=False)
     return Pairs(values**2, basis[:, :have] @ rotation, np.zeros(len(values)), (POWERS + 1) * have, have)

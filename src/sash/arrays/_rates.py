@@ -30,7 +30,7 @@ KINDS = ("f32", "f64")
 SPLINE_FEATURES = ("sample", "tap", "between", "thinned")
 """Of a plane between two rates, by the names of their rates: `_choose.spline_features`."""
 MATRIX_FEATURES = ("pair", "flop", "byte")
-"""Of matrices: a number of a sparse one times one of a vector, of many at once; an operation of a large dense product; a byte that is read."""
+"""Of matrices: a number of a sparse one times one of a vector, some at once; an operation of a dense product; a byte that is read."""
 _FILTERS = ("taps.sample_s", "taps.tap_s", *(f"splines.{name}_s" for name in SPLINE_FEATURES))
 NAMES = (
     "job.s",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-
 _FAST = {"contract", "reassoc", "nsz"}
 
 
