@@ -105,8 +105,7 @@ def rarity(matrix: Matrix, budget_bytes: int) -> np.ndarray:
         if isinstance(block, np.ndarray):
             found += np.count_nonzero(block, axis=0)
         else:
-            # A zero that is stored is none of the term.
-            found += np.bincount(block.indices if block.data.all() else block.indices[block.data != 0], minlength=columns)
+            _count(block.data, block.indices, found)
     return np.log((1 + rows) / (1 + found)) + 1
 
 
@@ -127,6 +126,14 @@ def row_blocks(matrix: Matrix, budget_bytes: int) -> Iterator[tuple[int, int]]:
             raise DoesNotFit(f"Row {start} takes {format_bytes(least)} to read; there are {format_bytes(budget_bytes)} for it.", least)
         yield start, start + low
         start += low
+
+
+@njit(nogil=True, cache=True)
+def _count(values, columns, found):
+    """One more for the column of every value; a zero that is stored is none of its term."""
+    for place in range(values.size):
+        if values[place] != 0:
+            found[columns[place]] += 1
 
 
 @njit(nogil=True, cache=True)
