@@ -18,6 +18,8 @@ from sash.arrays._pca_result import PCA, PcaPlan
 from sash.arrays._plan import ArrayPlan, Method
 from sash.arrays._rates import ArrayRates, array_rates, array_rates_path, forget_array_rates, stored_array_rates
 from sash.arrays._stft import stft
+from sash.arrays._topics import topics
+from sash.arrays._topics_result import Topic, TopicModel, TopicTerm
 
 __all__ = [
     "PCA",
@@ -29,6 +31,9 @@ __all__ = [
     "Method",
     "OverlapAdd",
     "PcaPlan",
+    "Topic",
+    "TopicModel",
+    "TopicTerm",
     "array_rates",
     "array_rates_path",
     "blur",
@@ -42,4 +47,5 @@ __all__ = [
     "pca",
     "stft",
     "stored_array_rates",
+    "topics",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -111,18 +111,22 @@ def rarity(matrix: Matrix, budget_bytes: int) -> np.ndarray:
 
 def row_blocks(matrix: Matrix, budget_bytes: int) -> Iterator[tuple[int, int]]:
     """Rows from start to stop, as many as are read within the budget; raises `DoesNotFit` for a row that is not."""
-    rows = matrix.shape[0]
+    return blocks_within(matrix.shape[0], matrix.block_bytes, budget_bytes)
+
+
+def blocks_within(rows: int, needed: Callable[[int, int], int], budget_bytes: int) -> Iterator[tuple[int, int]]:
+    """Rows from start to stop, as many as take no more than the budget; raises `DoesNotFit` for a row that takes more."""
     start = 0
     while start < rows:
         low, high = 0, rows - start
         while low < high:
             middle = (low + high + 1) // 2
-            if matrix.block_bytes(start, start + middle) <= budget_bytes:
+            if needed(start, start + middle) <= budget_bytes:
                 low = middle
             else:
                 high = middle - 1
         if not low:
-            least = matrix.block_bytes(start, start + 1)
+            least = needed(start, start + 1)
             raise DoesNotFit(f"Row {start} takes {format_bytes(least)} to read; there are {format_bytes(budget_bytes)} for it.", least)
         yield start, start + low
         start += low
