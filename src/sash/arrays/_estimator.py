@@ -64,10 +64,7 @@ class PCAEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         return (rows if self.result_.scale is None else rows / self.result_.scale) + self.mean_
 
     def _fit(self, X: Any) -> np.ndarray:  # noqa: N803
-        if isinstance(X, (str, os.PathLike)):
-            rows = X
-        else:
-            rows = validate_data(self, X, ensure_min_samples=2, **_ACCEPTED)
+        rows = X if isinstance(X, (str, os.PathLike)) else validate_data(self, X, ensure_min_samples=2, **_ACCEPTED)
         share = isinstance(self.n_components, (float, np.floating)) and self.n_components < 1
         asked: dict[str, Any] = {"variance": float(self.n_components)} if share else {"components": self.n_components}
         found = pca(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,12 @@ class TopicModel:
         told = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("topic_terms", "documents")}
         out = str(self.documents) if isinstance(self.documents, Path) else None
         return json.dumps({"schema": "sash.topics/1", **told, "out": out}, default=_as_object, allow_nan=False)
+
+    def to_html(self, path: str | os.PathLike[str], title: str = "matrix") -> None:
+        """Write a page that opens offline; raises `InputError` where `path` cannot be written."""
+        from sash.report import components_to_html
+
+        components_to_html(path, topics=self, title=title)
 
     def __str__(self) -> str:
         lines = [f"{len(self.topics)} topics of {self.rows} rows × {self.columns} columns, {self.passes} passes"]

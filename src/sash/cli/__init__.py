@@ -14,6 +14,7 @@ from sash.cli._measure import measure
 from sash.cli._pca import pca
 from sash.cli._stft import stft
 from sash.cli._tiled import tiled
+from sash.cli._topics import topics
 from sash.cli._walk import walk
 
 __all__ = ["app", "main"]
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (walk, forecast, fit, largest, measure, tiled, blur, convolve, deconvolve, stft, pca, demo, calibrate):
+for verb in (walk, forecast, fit, largest, measure, tiled, blur, convolve, deconvolve, stft, pca, topics, demo, calibrate):
     app.command()(verb)
 
 

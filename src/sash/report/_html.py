@@ -1,22 +1,16 @@
-"""One page that holds everything it needs: styles, script, data."""
+"""Forecasts, measurements, plans and largest sizes as one page."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import os
 from collections.abc import Sequence
-from contextlib import suppress
-from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 
 from sash.cost import Cost, Measurement
-from sash.errors import InputError, SashError
+from sash.errors import InputError
 from sash.plans import Largest, Plan
 from sash.report import _fitted
+from sash.report._page import page, replace
 from sash.report._series import series
 from sash.report._tables import Pair, fitted_section, head, model, overview, title
 
@@ -40,7 +34,7 @@ def to_html(result: Cost | Plan | Largest, path: str | os.PathLike[str], measure
     if isinstance(result, Cost):
         compare_to_html([(result, measured)], path)
     else:
-        _replace(Path(path), _page([_fitted.sides(result, measured)], result))
+        replace(Path(path), _page([_fitted.sides(result, measured)], result))
 
 
 def compare_to_html(pairs: Sequence[Pair], path: str | os.PathLike[str]) -> None:
@@ -50,67 +44,21 @@ def compare_to_html(pairs: Sequence[Pair], path: str | os.PathLike[str]) -> None
     """
     if not pairs:
         raise InputError("A report needs at least one forecast or measurement; none was given.")
-    _replace(Path(path), _page(pairs))
+    replace(Path(path), _page(pairs))
 
 
 def _page(pairs: Sequence[Pair], fitted: _fitted.Fitted | None = None) -> str:
-    plotly, script = _plotly(), _asset("page.js")
     several = len(pairs) > 1
-    data = [series(cost, measured.timeline if measured else None, _POINTS, _LARGEST) for cost, measured in pairs]
+    drawn = [series(cost, measured.timeline if measured else None, _POINTS, _LARGEST) for cost, measured in pairs]
     peaks = [max(one.peak_bytes, max(one.timeline.levels, default=0)) for pair in pairs for one in pair if one]
     marks = _fitted.marks(fitted) if fitted else ()
     sections = [head(pairs, fitted), *([fitted_section(fitted, pairs[0][1])] if fitted else []), overview(pairs)]
     sections += [model(pair, index, several, _LAYERS // len(pairs)) for index, pair in enumerate(pairs)]
-    return Template(_asset("page.html")).substitute(
-        title=f"{escape(title(pairs))} – sash",
-        # Only these two scripts run, whatever a name in the model may hold; and the page can load nothing.
-        script_hashes=" ".join(_hash(one) for one in (plotly, script)),
-        style=_asset("page.css"),
-        body="\n".join(sections),
-        series=_embedded(
-            {
-                "models": data,
-                "measured_peaks": [measured and measured.peak_bytes for _, measured in pairs],
-                # A budget far above the run would press it into a line.
-                "marks": [{"name": mark.name, "bytes": mark.bytes} for mark in marks if mark.bytes <= _TALLEST * max(peaks)],
-                "top": max([*peaks, *(mark.bytes for mark in marks if mark.bytes <= _TALLEST * max(peaks))]),
-            }
-        ),
-        plotly=plotly,
-        script=script,
-    )
-
-
-def _plotly() -> str:
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise SashError("An HTML report needs plotly, which is not installed: pip install 'sash[report]'.") from error
-    return get_plotlyjs()
-
-
-def _asset(name: str) -> str:
-    return files("sash.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _hash(script: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-
-
-def _embedded(data: object) -> str:
-    # A script element ends at the first "</script" whatever its type, so no "<" may stand in the data.
-    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-
-
-def _replace(path: Path, page: str) -> None:
-    # Not tempfile: its files are for their owner alone, and a report is made to be passed on.
-    part = path.parent / f".{path.name}.{os.getpid()}.part"
-    try:
-        # A lone surrogate in a module's name is no valid text: it is written as a character reference.
-        part.write_bytes(page.encode("utf-8", "xmlcharrefreplace"))
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}. Give a file in a folder that exists.") from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
+    data = {
+        "models": drawn,
+        "measured_peaks": [measured and measured.peak_bytes for _, measured in pairs],
+        # A budget far above the run would press it into a line.
+        "marks": [{"name": mark.name, "bytes": mark.bytes} for mark in marks if mark.bytes <= _TALLEST * max(peaks)],
+        "top": max([*peaks, *(mark.bytes for mark in marks if mark.bytes <= _TALLEST * max(peaks))]),
+    }
+    return page(title(pairs), sections, data, "page.js")

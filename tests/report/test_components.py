@@ -1,0 +1,78 @@
+"""The page of components and topics: figures, terms, signs; complete, escaped, whole or not at all."""
+
+import re
+
+import numpy as np
+import pytest
+
+from sash.arrays import Topic, TopicModel, TopicTerm
+from sash.errors import InputError
+from sash.report import components_to_html
+
+HOSTILE = "</script><script>document.title='taken'</script>"
+
+
+def make_topics(names=("cat", "dog", "ship", "sail")):
+    said = [TopicTerm(place, name, 0.4 - 0.1 * place) for place, name in enumerate(names)]
+    made = (Topic(0.625, (said[0], said[1]), 0.31, -0.8), Topic(0.375, (said[2], said[3]), -0.05, -2.5))
+    return TopicModel(
+        rows=1200,
+        columns=4,
+        words=34567,
+        topics=made,
+        held_out_rows=120,
+        perplexity=870.4,
+        unigram_perplexity=1646.2,
+        history=(950.1, 870.4),
+        passes=2,
+        npmi=0.13,
+        umass=-1.65,
+        seed=7,
+        budget_bytes=512 << 20,
+        peak_bytes=49 << 20,
+        wall_s=15.8,
+        topic_terms=np.full((2, 4), 0.25),
+        documents=np.full((1200, 2), 0.5),
+    )
+
+
+def words_of(page):
+    """The page's words, without its scripts, styles and tags."""
+    body = page[page.index("<main>") : page.index("</main>")]
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
+
+
+def test_topics_are_told_with_their_figures_and_terms(tmp_path):
+    components_to_html(tmp_path / "page.html", topics=make_topics(), title="docs.mtx")
+    words = words_of((tmp_path / "page.html").read_text(encoding="utf-8"))
+    for told in (
+        "docs.mtx",
+        "perplexity 870",
+        "1,646 if all rows were alike",
+        "62.5% 0.310 -0.80",
+        "cat 40.0%",
+        "34,567 words; 2 passes, seed 7",
+    ):
+        assert told in words
+    assert "Principal components" not in words
+
+
+def test_a_result_writes_its_own_page(tmp_path):
+    make_topics().to_html(tmp_path / "page.html", title="docs.mtx")
+    assert "docs.mtx – sash" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_markup_in_names_stays_text(tmp_path):
+    components_to_html(tmp_path / "page.html", topics=make_topics((HOSTILE, "b", "c", "d")), title=HOSTILE)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("document.title") == 3
+    assert len(re.findall(r"<script[ >]", page[: page.index("<main>")] + page[page.index("</main>") :])) >= 3
+    assert "<script" not in page[page.index("<main>") : page.index("</main>")]
+
+
+def test_a_page_of_nothing_and_a_page_that_cannot_be_written_are_refused(tmp_path):
+    with pytest.raises(InputError, match="neither was given"):
+        components_to_html(tmp_path / "page.html")
+    with pytest.raises(InputError, match="cannot be written"):
+        components_to_html(tmp_path / "nowhere" / "page.html", topics=make_topics())
+    assert list(tmp_path.iterdir()) == []
