@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from selenium import webdriver
 from selenium.webdriver import ActionChains, Keys
@@ -10,7 +11,8 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from sash.report import compare_to_html, to_html
+from sash.arrays import PCA, Topic, TopicModel, TopicTerm
+from sash.report import compare_to_html, components_to_html, to_html
 
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
@@ -197,3 +199,17 @@ def test_a_phone_shows_a_plan_without_sideways_scrolling(browser, open_page, pla
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.parametrize("count", [8, 300])
+def test_a_scree_plot_and_what_was_learnt_are_drawn(browser, open_page, count):
+    shares = 0.9 * 2.0 ** -np.arange(1, count + 1)
+    found = PCA(np.eye(count), shares, shares, shares, np.zeros(count), None, np.zeros((9, count)), shares, 1.0, "gram")
+    topic = Topic(1.0, (TopicTerm(0, "cat", 0.5),), 0.1, -1.0)
+    topics = TopicModel(
+        9, count, 99, (topic,), 2, 50.0, 90.0, (60.0, 50.0), 2, 0.1, -1.0, 0, 1, 1, 1.0, np.ones((1, count)), np.ones((9, 1))
+    )
+    open_page(lambda first, path: components_to_html(path, first, topics), found)
+    labels = browser.execute_script("return [...document.querySelectorAll('.annotation-text')].map((one) => one.textContent)")
+    assert labels == [f"k = {count}: {90 * (1 - 0.5**count):.1f} %", "one distribution for all"]
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []

@@ -1,5 +1,6 @@
 """Jobs on arrays larger than memory: a budget in bytes, kept, and the result that of the whole array."""
 
+import typing as _typing
 from importlib.util import find_spec as _find_spec
 
 if _find_spec("numba") is None:
@@ -21,6 +22,9 @@ from sash.arrays._stft import stft
 from sash.arrays._topics import topics
 from sash.arrays._topics_result import Topic, TopicModel, TopicTerm
 
+if _typing.TYPE_CHECKING:
+    from sash.arrays._estimator import PCAEstimator
+
 __all__ = [
     "PCA",
     "ArrayPlan",
@@ -30,6 +34,7 @@ __all__ = [
     "DeconvolutionPlan",
     "Method",
     "OverlapAdd",
+    "PCAEstimator",
     "PcaPlan",
     "Topic",
     "TopicModel",
@@ -49,3 +54,12 @@ __all__ = [
     "stored_array_rates",
     "topics",
 ]
+
+
+def __getattr__(name: str) -> _typing.Any:
+    # Its base classes are scikit-learn's, which is loaded, and needed, by nobody else.
+    if name == "PCAEstimator":
+        from sash.arrays._estimator import PCAEstimator
+
+        return PCAEstimator
+    raise AttributeError(f"module 'sash.arrays' has no attribute {name!r}")

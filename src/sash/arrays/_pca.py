@@ -19,6 +19,7 @@ from sash.arrays._gram import Gram
 from sash.arrays._journal import Journal
 from sash.arrays._krylov import Pairs, State, largest
 from sash.arrays._matrix import Matrix
+from sash.arrays._matrix_names import Names
 from sash.arrays._moments import Moments, moments
 from sash.arrays._pca_open import opened_within
 from sash.arrays._pca_result import PCA, PcaPlan
@@ -53,6 +54,7 @@ def pca(
     method: Literal["auto", "krylov", "gram", "randqb"] = "auto",
     seed: int = 0,
     loadings: Literal["float64", "float32"] = "float64",
+    names: Names | None = None,
     workers: int | None = None,
     overwrite: bool = False,
     restart: bool = False,
@@ -63,7 +65,8 @@ def pca(
 
     `source` is a numpy array, a matrix of scipy.sparse, or a file: .mtx, .mtx.gz, .npz, .npy, .zarr, .h5ad. Columns are centred exactly,
     and with `scale` divided by their standard deviations; the centred matrix is never formed. `variance` is above 0 and up to 1, which
-    stands for all components that there are. `weights` are counts, log or tfidf.
+    stands for all components that there are. `weights` are counts, log or tfidf. `names` of columns are a list, or a file
+    with one a line; without them those in the file count, or docs.vocab.txt beside docs.mtx.
 
     "krylov" finds the largest components by block Lanczos, until each residual is at most `tolerance` of its singular value; "gram" finds
     all eigenvalues of the Gram matrix of the smaller side, so that the number for a share is exact, and then the vectors. Residuals are
@@ -87,7 +90,7 @@ def pca(
             asked = _asked(matrix, components, variance, tolerance, out is not None, np.dtype(loadings))
             return asked, *_planned(matrix, asked, options, threads, method, out is not None)
 
-        matrix, (asked, way, plan) = opened_within(source, options.budget_bytes, scratch, weights, planned, now)
+        matrix, (asked, way, plan) = opened_within(source, options.budget_bytes, scratch, weights, planned, now, names)
         told = plan.operation
         if plan_only:
             return plan

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sash.arrays._matrix import Matrix
+from sash.arrays._matrix_names import Names
 from sash.arrays._matrix_open import open_matrix
 from sash.arrays._weights import Weights, weighted
 from sash.errors import DoesNotFit
@@ -16,7 +17,13 @@ Plan = TypeVar("Plan")
 
 
 def opened_within(
-    source: Any, budget: int, scratch: Path | None, weights: Weights, planned: Callable[[Matrix], Plan], now: ExitStack
+    source: Any,
+    budget: int,
+    scratch: Path | None,
+    weights: Weights,
+    planned: Callable[[Matrix], Plan],
+    now: ExitStack,
+    names: Names | None = None,
 ) -> tuple[Matrix, Plan]:
     """The matrix, weighed and closed with `now`, and the plan that `planned` makes of it.
 
@@ -27,7 +34,7 @@ def opened_within(
     refused: DoesNotFit | None = None
     for share in (budget, budget // 4, 0):
         try:
-            given = open_matrix(source, budget_bytes=share or _reading(source, scratch), scratch=scratch)
+            given = open_matrix(source, budget_bytes=share or _reading(source, scratch), scratch=scratch, names=names)
         except DoesNotFit as error:
             refused = error
             continue

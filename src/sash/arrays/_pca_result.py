@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import scipy.sparse
 
 from sash.arrays._plan import ArrayPlan
+from sash.arrays._topics_result import TopicModel
 from sash.arrays._weights import Weights, weigh
 from sash.errors import InputError
 from sash.units import format_bytes, format_seconds
@@ -107,6 +109,12 @@ class PCA:
                 "out": None if self.out is None else str(self.out),
             }
         )
+
+    def to_html(self, path: str | os.PathLike[str], topics: TopicModel | None = None, title: str = "matrix") -> None:
+        """Write a page that opens offline, with a topic model beside it where one is given; raises `InputError` where it cannot."""
+        from sash.report import components_to_html
+
+        components_to_html(path, self, topics, title=title)
 
     def __str__(self) -> str:
         count, share = len(self.singular_values), self.explained_variance_ratio.sum()

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sash.cli._array import ArrayBudget, Overwrite, PlanOnly, Restart, Workers
-from sash.cli._show import guarded, say, show, show_json
+from sash.cli._show import check_writable, guarded, say, show, show_json
 from sash.cli._workload import Debug, Json
 from sash.errors import InputError
 
@@ -26,6 +26,10 @@ Tolerance = Annotated[float, typer.Option("--tolerance", help="Largest residual,
 Method = Annotated[str, typer.Option("--method", help="auto, krylov, gram or randqb.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of random starts.")]
 Loadings = Annotated[str, typer.Option("--loadings", help="What components are written as: float64 or float32.")]
+Names = Annotated[
+    Path | None, typer.Option("--names", help="Names of the columns, one a line; docs.vocab.txt beside docs.mtx is found by itself.")
+]
+Html = Annotated[Path | None, typer.Option("--html", help="Write a report, one page that opens offline: scree plot and terms.")]
 Estimate = Annotated[bool, typer.Option("--estimate", help="Print about how many components --variance takes, with bounds; find none.")]
 
 
@@ -42,6 +46,8 @@ def pca(
     method: Method = "auto",
     seed: Seed = 0,
     loadings: Loadings = "float64",
+    names: Names = None,
+    html: Html = None,
     estimate: Estimate = False,
     workers: Workers = None,
     overwrite: Overwrite = False,
@@ -56,8 +62,9 @@ def pca(
 
     sash pca docs.mtx --components 100 --weights tfidf
     """
-    from sash import arrays
+    from sash import arrays, report
 
+    check_writable(html)
     told: dict[str, Any] = {"weights": weights, "scale": scale, "seed": seed, "budget": budget, "workers": workers}
     if estimate:
         if variance is None:
@@ -68,7 +75,14 @@ def pca(
         else:
             show(str(found))
         return
-    places: dict[str, Any] = {"overwrite": overwrite, "restart": restart, "tolerance": tolerance, "method": method, "loadings": loadings}
+    places: dict[str, Any] = {
+        "overwrite": overwrite,
+        "restart": restart,
+        "tolerance": tolerance,
+        "method": method,
+        "loadings": loadings,
+        "names": names,
+    }
     job = partial(arrays.pca, source, components, variance, out, **told, **places)
     if plan_only:
         plan = job(plan_only=True)
@@ -85,6 +99,9 @@ def pca(
         if out is not None:
             say(f"interrupted; the same command goes on from {out}.partial.")
         raise
+    if html is not None:
+        report.components_to_html(html, found, title=source.name)
+        say(f"wrote {html}")
     if as_json:
         show_json(json.dumps(json.loads(found.to_json())))
     else:
