@@ -35,7 +35,9 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
             return arrays.estimate_components(matrix, share, workers=2, **job.get("words", {}))
         from sklearn.decomposition import PCA, TruncatedSVD
 
-        model = PCA(components, svd_solver="arpack", random_state=0) if job["what"] == "arpack" else TruncatedSVD(components, random_state=0)
+        model = (
+            PCA(components, svd_solver="arpack", random_state=0) if job["what"] == "arpack" else TruncatedSVD(components, random_state=0)
+        )
         return model, model.fit_transform(matrix)
 
     if words.get("out") is None:

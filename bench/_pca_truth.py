@@ -32,7 +32,10 @@ def row_of(index: int) -> dict[str, Any]:
         filed = bool(random.random() < 0.5)
         job: dict[str, Any] = {"operation": "pca", "source": str(source), "out": str(place / "out.zarr") if filed else None, "words": words}
         warm = {**words, **({"components": 5} if "components" in words else {})}
-        job["warm"] = [{**job, "source": str(small), "words": {**warm, "method": method}, "out": str(place / "warm.zarr") if filed else None} for method in ("krylov", "gram")]
+        job["warm"] = [
+            {**job, "source": str(small), "words": {**warm, "method": method}, "out": str(place / "warm.zarr") if filed else None}
+            for method in ("krylov", "gram")
+        ]
         job["budget"] = int(2 ** random.uniform(24.5, 29))
         found = ask(job, 600)
     kept = "error_text" not in found and found["growth_bytes"] <= found["held_to_bytes"]

@@ -77,7 +77,10 @@ def exact_section(rows: int | None, only: str | None) -> dict[str, Any]:
         # Taken up, if an earlier run was interrupted; its seconds are then not the whole.
         again = out.with_name(out.name + ".partial").exists()
         words = {"weights": weights, "out": str(out), "budget": "8 GB", "method": "gram", "loadings": "float32", "overwrite": True}
-        found[weights] = {**ask({"source": source, "what": "sash", "variance": SHARE, "words": {**words, "progress": True}}), "taken_up": again}
+        found[weights] = {
+            **ask({"source": source, "what": "sash", "variance": SHARE, "words": {**words, "progress": True}}),
+            "taken_up": again,
+        }
         print(weights, found[weights], flush=True)
         if "error_text" not in found[weights]:
             import shutil
@@ -116,7 +119,14 @@ def disk_section(rows: int | None) -> dict[str, Any]:
             products.append(time.perf_counter() - began)
         matrix.close()
         began = time.perf_counter()
-        found = ask({"source": str(path), "what": "sash", "components": 50, "words": {"budget": "4 GiB", "method": "krylov", "out": str(here / "m.zarr")}})
+        found = ask(
+            {
+                "source": str(path),
+                "what": "sash",
+                "components": 50,
+                "words": {"budget": "4 GiB", "method": "krylov", "out": str(here / "m.zarr")},
+            }
+        )
     scale = full / count
     return {
         "rows": count, "columns": columns, "numbers": count * each, "block": BLOCK_APART, "read_s": min(read), "pass_s": min(products),
@@ -132,9 +142,19 @@ def truth_section(cases: int) -> dict[str, Any]:
     rows = []
     for index in range(cases):
         rows.append(row_of(index))
-        print(index, {key: rows[-1].get(key) for key in ("kept", "method", "peak_bytes", "growth_bytes", "held_to_bytes", "error_text")}, flush=True)
+        print(
+            index,
+            {key: rows[-1].get(key) for key in ("kept", "method", "peak_bytes", "growth_bytes", "held_to_bytes", "error_text")},
+            flush=True,
+        )
     ratios = sorted(row["peak_bytes"] / max(row["growth_bytes"], 1) for row in rows if "peak_bytes" in row)
-    return {"cases": cases, "kept": sum(row["kept"] for row in rows), "least_ratio": ratios[0], "median_ratio": median(ratios), "rows": rows}
+    return {
+        "cases": cases,
+        "kept": sum(row["kept"] for row in rows),
+        "least_ratio": ratios[0],
+        "median_ratio": median(ratios),
+        "rows": rows,
+    }
 
 
 def show(name: str, found: dict[str, Any]) -> None:
