@@ -11,7 +11,7 @@ MOST_TERMS = 64
 
 
 def least_terms(kernel: np.ndarray, tolerance: float, enough: int) -> int:
-    """Outer products that a kernel of two axes takes at the least, within a share of the sum of its absolute taps; a lower number if it is `enough`.
+    """Outer products that a kernel of two axes takes, at least, within a share of the sum of its absolute taps; fewer if that is `enough`.
 
     By the eigenvalues of the smaller side's products, a tenth of the work of the singular vectors: what is left out has at least the sum
     that the root of its squares says. The largest eigenvalue is at most the root of the sum of all their squares, so that of a large

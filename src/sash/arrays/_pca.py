@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -230,14 +230,14 @@ def _filed(job: _Job, out: Path, options: Options, facts: dict[str, Any], scratc
     journal = Journal(out, resting)
     done = journal.begun(options.restart)
     note = into.target.final.with_name(into.target.final.name + ".reduced")
-    with threadpool_limits(1, "blas"):
+    with threadpool_limits(1, "blas"), closing(journal):
         centred = _centred(job)
         if done is None:
             note.unlink(missing_ok=True)
             idf = {} if not isinstance(job.matrix, Weighted) or job.matrix.idf is None else {"idf": job.matrix.idf}
             vectors = {"mean": centred.moments.mean, **({"scale": centred.moments.scale} if job.scale else {}), **idf}
             into.begin({"operation": "pca", **{key: value for key, value in resting.items() if key not in ("source", "way")}}, vectors)
-            journal.begin()
+        journal.begin()
         try:
             made = _values(job, centred, note, done)
         except (InputError, SashError):
