@@ -42,6 +42,10 @@ def placed(case: Job, folder: Path) -> Job:
     tiny = tuple(min(length, most) for length, most in zip(case["shape"], case["tiny"], strict=True))
     warm = _with_files(case, tiny, folder, "tiny", rng)
     ways = [{"method": name} for name in WAYS.get(case["operation"], ())] or [{}]
+    if case["operation"] == "deconvolve":
+        # Richardson-Lucy's words are no other method's; and of little data noise may not be told, where it is not stated. A warm job that
+        # is refused loads nothing, and then libraries would count as growth.
+        ways = [{}] if "iterations" in warm["words"] else [*ways, {"method": "wiener", "noise": warm["words"].get("noise", 1.0)}]
     job["warm"] = [{**warm, "words": {**warm["words"], **way}} for way in ways]
     return job
 

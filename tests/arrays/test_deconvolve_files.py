@@ -159,7 +159,7 @@ def test_a_failed_run_leaves_nothing_under_the_outputs_name(tmp_path):
 
 
 MEASURED = """
-import sys, json
+import ctypes, sys, json
 import numpy as np
 from sash.arrays._deconvolve import deconvolve
 
@@ -167,10 +167,13 @@ def status(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
 
 source, kernel, out, told = sys.argv[1], np.load(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
+# What libraries load at first is theirs, not the job's.
+deconvolve(np.random.default_rng(4).random((90, 80), dtype=np.float32), kernel, out, overwrite=True, **told)
+ctypes.CDLL(None).malloc_trim(0)
 open("/proc/self/clear_refs", "w").write("5")
 before = status("VmRSS:")
 plan = deconvolve(source, kernel, out, plan_only=True, **told)
-deconvolve(source, kernel, out, **told)
+deconvolve(source, kernel, out, overwrite=True, **told)
 print(json.dumps([plan.peak_bytes, status("VmHWM:") - before]))
 """
 
@@ -197,8 +200,7 @@ def test_a_process_grows_by_no_more_than_the_plan_and_not_much_less(tmp_path, ke
         peak, grown = json.loads(ended.stdout)
         assert grown <= peak
         most = max(most, grown)
-        # What a process loads at first is set aside whole.
-        if peak <= 1.4 * most + plans.STARTING_BYTES:
+        if peak <= 1.4 * most:
             return
     raise AssertionError(f"the plan says {peak} bytes, and the process grew by {most} at most")
 

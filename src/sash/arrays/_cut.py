@@ -6,7 +6,7 @@ from math import ceil
 
 from sash.arrays._pass import Cut, Pass
 from sash.arrays._planes import Part
-from sash.arrays._running import fewer
+from sash.arrays._running import THREAD_BYTES, fewer
 from sash.arrays._store import Sink
 from sash.window import Interval
 
@@ -18,8 +18,6 @@ WORTH = 1.05
 """Narrower bands are not looked at where what is done twice costs less than this."""
 LEAST_ROWS, LEAST_COLUMNS = 16, 512
 """Tasks smaller than that along an axis would save next to nothing, and never end."""
-THREAD_BYTES = 128 << 10
-"""What a worker takes beside its arrays: its stack, its part of the heap, small things."""
 MOST_BYTES = 64 << 20
 """Bytes that a task writes: more would make progress coarse and an interruption dear."""
 

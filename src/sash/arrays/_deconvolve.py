@@ -14,17 +14,17 @@ import numpy as np
 
 from sash.arrays._arguments import as_given, axes_of, check_kernel_axes, check_numbers, kernel_taps, of_two_axes, written_dtype
 from sash.arrays._border import Boundary, checked_boundary
-from sash.arrays._deconvolve_plan import MOST_CONDITION, Seen, fitted, verdicts
+from sash.arrays._deconvolve_plan import MOST_CONDITION, DeconvolutionPlan, Seen, fitted, planned, verdicts
 from sash.arrays._device import device_of, open_on, tasks_at_once
 from sash.arrays._diagonal import Condition, Line, Spectrum, condition, mirrored
 from sash.arrays._look import Data, Look
 from sash.arrays._overlap_save import one_thread_each
-from sash.arrays._phases import run_phases
+from sash.arrays._phases import Phased, run_phases
 from sash.arrays._plan import Method
 from sash.arrays._planes import Planes, planes_of
 from sash.arrays._region import Grid
-from sash.arrays._running import MAPPED_FROM, Options
-from sash.arrays._signal import Errors, errors, model
+from sash.arrays._running import Options, mapped_from
+from sash.arrays._signal import MODEL_BYTES, Errors, errors, model
 from sash.arrays._spectral import Filtered, Inverse, Wiener
 from sash.arrays._store import Source, open_source
 from sash.arrays._store_tensor import TensorSource
@@ -107,11 +107,11 @@ def deconvolve(
     """
     options = Options(budget, workers, overwrite, restart, progress)
     place = device_of(device, source)
-    with closing(open_source(source) if place is None else open_on(source, place)) as opened, blocks_given_back(MAPPED_FROM):
+    with closing(open_source(source) if place is None else open_on(source, place)) as opened, blocks_given_back(mapped_from(opened)):
         options = options if place is None else replace(options, workers=tasks_at_once(options, place))
         asked = _Asked(opened, kernel_taps(kernel), checked_boundary(boundary), method, noise, iterations, adjoint, axes, dtype, place)
-        chosen = _tiled(asked) if asked.adjoint or asked.method == "richardson-lucy" else _spectral(asked)
-        job, plan = fitted(chosen, opened, out, options)
+        tiled = asked.adjoint or asked.method == "richardson-lucy"
+        job, plan = _tiled(asked, out, options) if tiled else _spectral(asked, out, options)
         if plan_only:
             return plan
         with nullcontext() if place is None else one_thread_each():
@@ -192,44 +192,52 @@ class _Asked:
         }
 
 
-def _looked(asked: _Asked, spectrum: Spectrum | None, found: Condition | None) -> tuple[Data, int]:
-    """What a pass over the data sees, and the bytes that takes; not again for the file that was looked at last."""
-    look = Look(
-        asked.source, asked.planes, spectrum, (0, 0) if found is None else found.place, positive=spectrum is None and not asked.adjoint
-    )
+def _looked(asked: _Asked, spectrum: Spectrum | None, found: Condition | None) -> Data:
+    """What a pass over the data sees; not again for the file that was looked at last."""
     held = asked.source.array is not None or isinstance(asked.source, TensorSource)
     key = repr((None if held else asked.source.identity, asked.facts("look"), spectrum is None, asked.adjoint))
     if held or key not in _LAST:
-        seen = look.run()
+        seen = _look(asked, spectrum, found).run()
         _LAST.clear()
         _LAST[key] = found, seen
-    before = 0 if spectrum is None else spectrum.scratch_bytes() + spectrum.held_bytes
-    return _LAST[key][1], max(look.peak_bytes, before)
+    return _LAST[key][1]
 
 
-def _spectral(asked: _Asked) -> Seen:
+def _look(asked: _Asked, spectrum: Spectrum | None, found: Condition | None = None) -> Look:
+    weakest = (0, 0) if found is None else found.place
+    return Look(asked.source, asked.planes, spectrum, weakest, positive=spectrum is None and not asked.adjoint)
+
+
+def _spectral(asked: _Asked, out: Any, options: Options) -> tuple[Phased, DeconvolutionPlan]:
     taps, off = mirrored(asked.taps, asked.boundary)
     sizes = asked.planes.size
     both = min(taps.shape) > 1
     along = Line.of(sizes[1], asked.boundary, True) if taps.shape[1] > 1 or taps.shape[0] == 1 else None
     down = Line.of(sizes[0], asked.boundary, not both) if taps.shape[0] > 1 else None
     spectrum = Spectrum(taps, (down, along))
+    # Both methods take the same tasks, and the same memory: shapes say whether the budget will do, before any data are read.
+    work = Filtered(asked.source, asked.planes, asked.written, Inverse(spectrum))
+    look = _look(asked, spectrum)
+    before = max(look.peak_bytes, spectrum.scratch_bytes(), MODEL_BYTES), spectrum.held_bytes + look.kept_bytes
+    asking = asked.method if asked.method != "auto" else ""
+    size = fitted(asked.told, asking, work, before, asked.source, out, asked.source.shape, asked.written, options)
     found = condition(spectrum)
-    data, bytes_seen = _looked(asked, spectrum, found)
+    data = _looked(asked, spectrum, found)
     count = prod(line.size for line in spectrum.lines if line is not None)
-    work = np.finfo(float).eps * sqrt(log2(count + 1)) * 0.3 + off
+    rounding = np.finfo(float).eps * sqrt(log2(count + 1)) * 0.3 + off
     wanted = asked.method == "wiener" or not found.number <= MOST_CONDITION
-    supposed = model(data, spectrum, found, asked.source.dtype, asked.noise, wanted, work)
-    expected = errors(spectrum, found, supposed, asked.written, work)
+    supposed = model(data, spectrum, found, asked.source.dtype, asked.noise, wanted, rounding)
+    expected = errors(spectrum, found, supposed, asked.written, rounding)
     chosen = _chosen(asked, found, expected)
     told = verdicts(chosen, found, expected, supposed, spectrum.shape)
-    made = Inverse(spectrum) if chosen == "inverse" else Wiener(spectrum, supposed)
-    filtered = Filtered(asked.source, asked.planes, asked.written, made, asked.device)
+    if chosen == "wiener":
+        work = replace(work, filter=Wiener(spectrum, supposed))
     facts = asked.facts(chosen)
     if chosen == "wiener":
         facts |= {"noise": supposed.noise, "signal": [supposed.scale, supposed.slope, supposed.corner, supposed.constant]}
     error = expected.inverse if chosen == "inverse" else expected.wiener
-    return Seen(asked.told, chosen, filtered, asked.source.shape, asked.written, facts, told, error, found.number, bytes_seen, asked.device)
+    seen = Seen(asked.told, chosen, work, asked.source.shape, asked.written, facts, told, error, found.number, asked.device)
+    return planned(seen, asked.source, size)
 
 
 def _chosen(asked: _Asked, found: Condition, expected: Errors) -> str:
@@ -247,20 +255,23 @@ def _chosen(asked: _Asked, found: Condition, expected: Errors) -> str:
     return asked.method
 
 
-def _tiled(asked: _Asked) -> Seen:
+def _tiled(asked: _Asked, out: Any, options: Options) -> tuple[Phased, DeconvolutionPlan]:
     name = "adjoint" if asked.adjoint else "richardson-lucy"
     if not asked.adjoint and (asked.taps < 0).any():
         place = tuple(int(one) for one in np.argwhere(asked.kernel < 0)[0])
         raise InputError(f"the kernel has {asked.kernel[place]:g} at {place}, and Richardson–Lucy takes taps of 0 or more: use 'wiener'.")
-    _, bytes_seen = _looked(asked, None, None)
     count = 1 if asked.adjoint else asked.given_iterations or ITERATIONS
     grid, most = Grid.of(asked.planes.size, asked.taps, asked.boundary, count)
     phases = () if asked.adjoint else tuple(min(most, count - first) for first in range(0, count, most))
     work = Tiled(asked.source, asked.planes, asked.written, grid, phases, asked.device)
     facts = asked.facts(name) | {"iterations": list(phases)}
     label = name if asked.adjoint else f"{name}, {count} iterations"
+    before = _look(asked, None).peak_bytes, 0
+    size = fitted(asked.told, label, work, before, asked.source, out, asked.source.shape, asked.written, options)
+    _looked(asked, None, None)
     if asked.adjoint:
         told, error = (), 1e-14 if asked.written == np.float64 else 1e-7
     else:
         told, error = (Method(name, None, None, nan, "chosen: asked for; its error is not known before"),), nan
-    return Seen(asked.told, label, work, asked.source.shape, asked.written, facts, told, error, nan, bytes_seen, asked.device)
+    seen = Seen(asked.told, label, work, asked.source.shape, asked.written, facts, told, error, nan, asked.device)
+    return planned(seen, asked.source, size)

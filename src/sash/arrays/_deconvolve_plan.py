@@ -15,7 +15,7 @@ from sash.arrays._diagonal import Condition
 from sash.arrays._foreseen import ForeseenSink, shards_for
 from sash.arrays._phases import Phase, Phased, Sizes
 from sash.arrays._plan import ArrayPlan, Method
-from sash.arrays._running import Options, does_not_fit
+from sash.arrays._running import PROCESS_BYTES, Options, does_not_fit
 from sash.arrays._signal import Errors, Model
 from sash.arrays._store import Sink, Source
 from sash.arrays._store_tensor import TensorSource
@@ -28,8 +28,6 @@ MOST_CONDITION = 1e15
 """Of a kernel that is inverted: above, nothing is left of the weakest frequencies in float64."""
 MOST_BETWEEN = 256 << 20
 """Bytes between phases that an interrupted job to a file may lose."""
-STARTING_BYTES = 8 << 20
-"""What the first transforms, threads and formats of a process load, measured."""
 
 
 class Work(Protocol):
@@ -60,9 +58,17 @@ class Seen:
     methods: tuple[Method, ...]
     error: float
     condition: float
-    looking_bytes: int
-    """Held by the pass that came before."""
     device: torch.device | None = None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Tasks inside a budget."""
+
+    sizes: Sizes
+    shards: tuple[int, ...] | None
+    budget_bytes: int
+    peak_bytes: int
 
 
 @dataclass(frozen=True)
@@ -96,34 +102,47 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def fitted(seen: Seen, source: Source, out: Any, options: Options) -> tuple[Phased, DeconvolutionPlan]:
-    """The job and its plan; raises `DoesNotFit` with the least budget that would do."""
+def fitted(
+    told: str,
+    method: str,
+    work: Work,
+    before: tuple[int, int],
+    source: Source,
+    out: Any,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    options: Options,
+) -> Fitted:
+    """The largest tasks that fit, from shapes alone; raises `DoesNotFit` with the least budget that would do.
+
+    `before` is what looking at the data and making a model of them holds, and what stays of that.
+    """
     budget, workers = options.budget_bytes, options.most_workers
     filed = isinstance(out, (str, PathLike))
     least = None
     # Larger shards for a larger budget; if these leave too little to the work, the smallest.
     for room in dict.fromkeys((budget, 0)):
-        shards = shards_for(out, seen.shape, seen.dtype, room, workers)
-        sink = ForeseenSink(out, seen.shape, seen.dtype, shards)
-        held = source.held_bytes + STARTING_BYTES
+        shards = shards_for(out, shape, dtype, room, workers)
+        sink = ForeseenSink(out, shape, dtype, shards)
+        held = source.held_bytes + PROCESS_BYTES + before[1]
         if isinstance(source, TensorSource) and out is None:
             # The result is put together on this side, and then moved to the tensor's.
-            held += prod(seen.shape) * seen.dtype.itemsize
-        for sizes in seen.work.ways(workers, sink, filed, MOST_BETWEEN):
-            peak = held + max(sink.held_bytes + seen.work.peak_bytes(sizes, sink), seen.looking_bytes)
+            held += prod(shape) * dtype.itemsize
+        for sizes in work.ways(workers, sink, filed, MOST_BETWEEN):
+            peak = held + max(sink.held_bytes + work.peak_bytes(sizes, sink), before[0])
             if peak <= budget:
-                return _planned(seen, source, sizes, shards, budget, peak)
+                return Fitted(sizes, shards, budget, peak)
             least = peak if least is None else min(least, peak)
     assert least is not None
-    raise does_not_fit(seen.told, least, budget, not filed, seen.method)
+    raise does_not_fit(told, least, budget, not filed, method)
 
 
-def _planned(
-    seen: Seen, source: Source, sizes: Sizes, shards: tuple[int, ...] | None, budget: int, peak: int
-) -> tuple[Phased, DeconvolutionPlan]:
+def planned(seen: Seen, source: Source, found: Fitted) -> tuple[Phased, DeconvolutionPlan]:
+    """The job and its plan."""
+    sizes = found.sizes
     facts = {**seen.facts, "sizes": repr(sizes)}
     job = Phased(
-        f"{seen.told}, {seen.method}", seen.work.groups(sizes), sizes.between, sizes.workers, seen.shape, seen.dtype, shards, facts
+        f"{seen.told}, {seen.method}", seen.work.groups(sizes), sizes.between, sizes.workers, seen.shape, seen.dtype, found.shards, facts
     )
     plan = DeconvolutionPlan(
         operation=seen.told,
@@ -134,8 +153,8 @@ def _planned(
         task_shape=(prod(sizes.lead), sizes.rows, sizes.columns),
         workers=sizes.workers,
         passes=seen.work.passes,
-        budget_bytes=budget,
-        peak_bytes=peak,
+        budget_bytes=found.budget_bytes,
+        peak_bytes=found.peak_bytes,
         # The data are looked at once before.
         read_bytes=prod(source.shape) * source.dtype.itemsize + seen.work.read_bytes(sizes),
         written_bytes=prod(seen.shape) * seen.dtype.itemsize,

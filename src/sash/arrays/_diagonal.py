@@ -131,13 +131,19 @@ class Spectrum:
         return down, along
 
     @cached_property
-    def factors(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """The spectra of the two kernels whose outer product the kernel is; None where it is none."""
+    def outer(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The two kernels whose outer product the kernel is; None where it is none."""
         row, column = np.unravel_index(np.abs(self.taps).argmax(), self.taps.shape)
         down, along = self.taps[:, column], self.taps[row] / self.taps[row, column]
-        if np.abs(self.taps - np.outer(down, along)).sum() > _SEPARABLE * np.abs(self.taps).sum():
+        off = np.abs(self.taps - np.outer(down, along)).sum()
+        return None if off > _SEPARABLE * np.abs(self.taps).sum() else (down, along)
+
+    @cached_property
+    def factors(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Their spectra."""
+        if self.outer is None:
             return None
-        pair = [taps if line is None else line.of_taps(taps) for taps, line in zip((down, along), self.lines, strict=True)]
+        pair = [taps if line is None else line.of_taps(taps) for taps, line in zip(self.outer, self.lines, strict=True)]
         return pair[0], pair[1]
 
     def block(self, columns: Interval) -> np.ndarray:
@@ -173,12 +179,12 @@ class Spectrum:
         period = 1 if down is None else down.period
         made = self.shape[0] * self.together * 16
         kernel = self.taps.shape[0] * self.together * 16 + self.taps.shape[1] * self.together * 32
-        return 5 * made + (0 if self.factors is not None else 2 * 16 * period * self.together + kernel)
+        return 4 * made + (0 if self.outer is not None else 2 * 16 * period * self.together + kernel)
 
     @property
     def held_bytes(self) -> int:
         """Spectra that are kept."""
-        return 16 * sum(self.shape) if self.factors is not None else 0
+        return 16 * sum(self.shape) if self.outer is not None else 0
 
     def weights(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """How many frequencies of the whole transform each stands for, where rows and columns cross."""

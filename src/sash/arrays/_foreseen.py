@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from sash.arrays._store_raw import gapped
 from sash.arrays._store_sink import Sink
 from sash.arrays._store_source import Box, Source
-from sash.arrays._store_zarr import shard_bytes, zarr_layout
+from sash.arrays._store_zarr import MOST_CHANNELS, shard_bytes, zarr_layout
 
 RAW_SCRATCH = 256 << 10
 """Of a write or a read of part of a file of plain numbers."""
@@ -27,10 +28,13 @@ class ForeseenSource(Source):
     @property
     def array(self) -> np.ndarray | None:
         """A stand-in of that shape without numbers of its own."""
-        return np.empty(self.shape, self.dtype) if self._in_memory else None
+        return _stand_in(self.shape, self.dtype) if self._in_memory else None
 
     def scratch_bytes(self, box: Box) -> int:
         return 0 if self._in_memory else RAW_SCRATCH
+
+    def row_scratch_bytes(self, box: Box) -> int:
+        return 0 if self._in_memory or gapped(self.shape, box, self.dtype.itemsize) is None else RAW_SCRATCH
 
 
 class ForeseenSink(Sink):
@@ -41,7 +45,8 @@ class ForeseenSink(Sink):
         self._shards = shards
         self._given = out
         suffix = "" if out is None or isinstance(out, np.ndarray) else Path(out).suffix.lower()
-        self._scratch = RAW_SCRATCH if suffix else 0
+        # Parts are written as they lie, but where channels do not lie together.
+        self._scratch = RAW_SCRATCH if suffix and (shape[-1] <= MOST_CHANNELS or suffix in (".wav", ".flac")) else 0
         if out is None:
             self.held_bytes = prod(shape) * dtype.itemsize
         elif suffix in (".png", ".jpg", ".jpeg"):
@@ -53,13 +58,20 @@ class ForeseenSink(Sink):
     def array(self) -> np.ndarray | None:
         """The user's own, or a stand-in of that shape without numbers of its own."""
         if self._given is None:
-            return np.empty(self.shape, self.dtype)
+            return _stand_in(self.shape, self.dtype)
         return self._given if isinstance(self._given, np.ndarray) else None
 
     def scratch_bytes(self, box: Box) -> int:
         if self._shards is None:
             return self._scratch
         return shard_bytes(box, self.grain, self.shape, self.dtype)
+
+
+def _stand_in(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array as numpy lays one out, to be asked for its layout only: it has the memory of one number."""
+    return np.lib.stride_tricks.as_strided(
+        np.empty(1, dtype), shape, [prod(shape[axis + 1 :]) * dtype.itemsize for axis in range(len(shape))], writeable=False
+    )
 
 
 def shards_for(out: Any, shape: tuple[int, ...], dtype: np.dtype, budget: int, workers: int) -> tuple[int, ...] | None:

@@ -114,15 +114,17 @@ class Lanes:
             np.take(near, at - run.start, axis=1, out=here, mode="clip")
         return found
 
-    def around_bytes(self, lanes: int, samples: int, pad: int) -> int:
-        """Of `around`, and of what reading takes beside it."""
+    def reading_bytes(self, lanes: int, samples: int, pad: int) -> int:
+        """Beside what `around` fills, while it reads so many samples."""
         length = min(samples, self.length)
         # Where it lies on the most chunks.
         first = min(self.grain()[1] - 1, self.length - length)
         box = self.box(Interval(0, lanes), Interval(first, first + length))
         beyond = min(pad, samples)
         near = min(pad + 1, self.length) * lanes * self.source.dtype.itemsize
-        return lanes * samples * self.source.dtype.itemsize + self.source.scratch_bytes(box) + (near + 40 * beyond if beyond else 0)
+        straight = self.axis == len(self.source.shape) - 1
+        scratch = self.source.row_scratch_bytes(box) if straight else self.source.scratch_bytes(box)
+        return scratch + (near + 40 * beyond if beyond else 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,11 +159,15 @@ class Frames:
         transform's last bits may depend on its place among others."""
         return block_of(self.size, self.window.stride, self.count)
 
-    def spectra_bytes(self, converted: bool, kept: int) -> int:
-        """Of `spectra`, where so many blocks are there at once."""
-        item = self.taps.dtype.itemsize
+    def kept_bytes(self, converted: bool) -> int:
+        """What `spectra` keeps from one block to the next: frames under the window, and samples in another type."""
         run = (self.block - 1) * self.window.stride + self.size
-        return transform_bytes(self.block, self.size, item, kept) + (run * item if converted else 0)
+        return (self.block * self.size + (run if converted else 0)) * self.taps.dtype.itemsize
+
+    @property
+    def block_bytes(self) -> int:
+        """Of a block's spectra."""
+        return block_bytes(self.block, self.size, self.taps.dtype.itemsize)
 
     def spectra(self, run: Callable[[Interval], np.ndarray], part: Interval, room: Room) -> Iterator[tuple[Interval, np.ndarray]]:
         """Blocks of frames and their spectra, (frame, bin), to be let go of before the next; `run` gives the samples of an interval.
@@ -212,15 +218,20 @@ def block_of(size: int, hop: int, count: int) -> int:
     return min(1 << (most.bit_length() - 1), 1 << (count - 1).bit_length())
 
 
+def mkl_bytes(size: int, item: int) -> int:
+    """What MKL takes for one transform beside a block and what becomes of it: 2.2 times its length, measured, and more for large prime
+    factors, which it goes round by a longer transform."""
+    return (3 if is_smooth(size) else 32) * size * item + (1 << 16)
+
+
 def block_bytes(block: int, size: int, item: int) -> int:
     """Of a block's spectra."""
     return block * 2 * (size // 2 + 1) * item
 
 
 def transform_bytes(block: int, size: int, item: int, kept: int) -> int:
-    """Frames, their spectra as torch allocates them, of `kept` blocks, and what MKL takes for one transform: 2.2 times its length,
-    measured, and more for large prime factors, which it goes round by a longer transform."""
-    return block * size * item + kept * block_bytes(block, size, item) + (3 if is_smooth(size) else 32) * size * item + (1 << 16)
+    """Frames, their spectra as torch allocates them, of `kept` blocks, and what transforms take beside."""
+    return block * size * item + kept * block_bytes(block, size, item) + mkl_bytes(size, item)
 
 
 def is_smooth(size: int) -> bool:

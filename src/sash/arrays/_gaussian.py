@@ -22,8 +22,8 @@ SOUGHT_SIGMA = 64.0
 """The largest standard deviation at which steps are tried out one by one."""
 PHASES = 16
 """Places between two coarse samples at which an error is looked at."""
-BLOCK = 4096
-"""Taps whose response is taken at once."""
+AT_ONCE = 1 << 13
+"""Frequencies times taps whose response is taken at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,8 +202,9 @@ def _response(taps: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
     """What correlation with the taps multiplies a wave of each frequency by (radians a sample)."""
     places = np.arange(len(taps)) - len(taps) // 2
     found = np.zeros(len(frequencies), complex)
-    for start in range(0, len(taps), BLOCK):  # the matrix of all would be large
-        part = slice(start, start + BLOCK)
+    step = max(AT_ONCE // len(frequencies), 1)
+    for start in range(0, len(taps), step):  # the matrix of all would be larger than some budgets
+        part = slice(start, start + step)
         found += np.exp(1j * np.outer(frequencies, places[part])) @ taps[part]
     return found
 

@@ -17,17 +17,17 @@ import numpy as np
 from sash.arrays._arguments import as_given
 from sash.arrays._cluster import Seats
 from sash.arrays._device import device_of, new_tensor, open_on, settle, staging, tasks_at_once
-from sash.arrays._frames import block_bytes, transform_bytes
+from sash.arrays._frames import block_bytes, mkl_bytes
 from sash.arrays._overlap import told_window
 from sash.arrays._plan import ArrayPlan, Method
 from sash.arrays._resynthesis import Inverse, inverse_of, synthesize
 from sash.arrays._room import Room, aligned
-from sash.arrays._running import Options, does_not_fit, fewer
+from sash.arrays._running import PROCESS_BYTES, THREAD_BYTES, Options, does_not_fit, fewer
 from sash.arrays._spectra_device import STARTING_BYTES, signal_bytes, signal_on
 from sash.arrays._store import Sink, open_sink, open_source
 from sash.arrays._store_tensor import TensorSource
 from sash.arrays._tasks import KEPT, KEPT_APART, MOST_TASK_BYTES, TURNS, Cut, longest, run_job
-from sash.arrays._written import TASK_BYTES, chunks_of, output_kind, write_bytes
+from sash.arrays._written import chunks_of, output_kind, write_bytes
 from sash.window import Interval
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class _Work:
     def run(self) -> Any:
         """The signal."""
         written = self.written_bytes
-        with self.cut.blocks():
+        with self.cut.blocks(self.inverse.source):
             return run_job(self.told, self.out, self._facts, self._open, self._tasks, self.cut.workers, written, self.options)
 
     def _tasks(self, sink: Sink) -> list[Callable[[], None]]:
@@ -194,23 +194,26 @@ def _cut(inverse: Inverse, out: Any, options: Options, told: str, device: torch.
     hop, size, block = inverse.window.stride, inverse.window.size, inverse.block
     held = inverse.source.held_bytes + 3 * inverse.taps.nbytes + 2 * inverse.sums.nbytes
     held *= seats.processes
+    held += PROCESS_BYTES
     held += prod(inverse.shape) * item if kind == "" else 0
     held += 0 if device is None else STARTING_BYTES
-    kept = KEPT if options.address is None else KEPT_APART
-    own = transform_bytes(block, size, item, kept) + block * 2 * inverse.bins * item + TASK_BYTES
+    # What a task keeps while it lasts; then what it takes for a while: to transform a block, to read, to write.
+    own = block * 2 * inverse.bins * item + THREAD_BYTES
+    own += 0 if options.address is None else (KEPT_APART - KEPT) * block_bytes(block, size, item)
+    transform = block * size * item + mkl_bytes(size, item)
 
     def taken(length: int, chunk: int) -> int:
         # Frames over a task, and those beside them in the first and the last block.
         frames = min((min(length, inverse.length) + size) // hop + 2 * block, inverse.count)
-        found = own + (frames + -(-size // hop)) * hop * item + 2 * (frames + size // hop) * 8
+        found, reading = own + (frames + -(-size // hop)) * hop * item, 0
         if inverse.source.array is None:
             # Where it lies on the most chunks.
             first = min(inverse.source.grain[-1] - 1, inverse.count - frames)
             box = inverse.box(0, Interval(first, first + frames))
-            found += inverse.bins * frames * 2 * item + inverse.source.scratch_bytes(box)
+            found, reading = found + inverse.bins * frames * 2 * item, inverse.source.row_scratch_bytes(box)
         if device is not None:
             found += inverse.bins * frames * 2 * item + signal_bytes(inverse, frames, device)
-        return found + write_bytes(kind, chunk * item)
+        return found + max(transform, reading, write_bytes(kind, chunk * item))
 
     chunks, shortest = chunks_of(kind, item, inverse.length), hop * block
     for workers in fewer(seats.threads):

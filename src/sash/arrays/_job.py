@@ -22,7 +22,7 @@ from sash.arrays._overlap_save import OverlapSave
 from sash.arrays._pass import Cut, Pass, run_pass, tasks_apart
 from sash.arrays._plan import ArrayPlan
 from sash.arrays._planes import Planes
-from sash.arrays._running import MAPPED_FROM, Options, does_not_fit, showing
+from sash.arrays._running import MAPPED_FROM, PROCESS_BYTES, Options, does_not_fit, mapped_from, showing
 from sash.arrays._stage import Stage
 from sash.arrays._store import Sink, Source, open_sink, open_source
 from sash.arrays._tasks import single_threaded
@@ -97,7 +97,7 @@ def _cuts(
     for place, made in enumerate(passes(job, source, filed, seats.apart)):
         last = place == len(job.steps) - 1
         sink = ForeseenSink(out, job.shape, job.dtype, shards) if last else ForeseenSink(None, made.written.shape, made.sink_dtype)
-        held = source.held_bytes * seats.processes if place == 0 else 0
+        held = PROCESS_BYTES + (source.held_bytes * seats.processes if place == 0 else 0)
         # Between passes numbers are in memory, unless the output is a file: they are then as well, so that they outlast an interruption.
         held += 0 if filed and not last else sink.held_bytes
         held += 0 if filed or place == 0 else made.source.array.nbytes if made.source.array is not None else 0
@@ -146,7 +146,7 @@ def run_job(planned: Planned, source: Source, out: Any, options: Options) -> Any
     """The output: an array, or the path it was written to."""
     job = planned.job
     with ExitStack() as open_now:
-        open_now.enter_context(blocks_given_back(job.mapped_from))
+        open_now.enter_context(blocks_given_back(mapped_from(source, job.mapped_from)))
         plan = planned.plan
         shown = open_now.enter_context(showing(options.progress, f"{plan.operation}, {plan.method}", plan.written_bytes))
 

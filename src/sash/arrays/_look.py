@@ -45,6 +45,29 @@ class Data:
     """Signals in the mean of each."""
 
 
+@dataclass
+class _Sums:
+    """Of what was seen so far, about a number near the mean: little would be left of a small variance otherwise."""
+
+    count: int = 0
+    about: float = 0.0
+    total: float = 0.0
+    squares: float = 0.0
+    most: float = 0.0
+
+    def add(self, block: np.ndarray) -> None:
+        """Take a piece into account; it is lost. Raises `InputError` for numbers whose squares are none."""
+        if not self.count:
+            self.about = float(block.mean())
+        block -= self.about
+        self.most = max(self.most, float(block.max()), -float(block.min()), abs(self.about) * 1e-16)
+        if self.most > _MOST or 0 < self.most < 1 / _MOST:
+            raise InputError(f"the source holds numbers around {self.most:.1e}, whose squares float64 does not; scale it first.")
+        self.count += block.size
+        self.total += float(block.sum())
+        self.squares += float(np.square(block, out=block).sum())
+
+
 class Look:
     """A pass over the data, a piece at a time, which refuses what is not finite."""
 
@@ -58,35 +81,17 @@ class Look:
 
     def run(self) -> Data:
         """What was seen; raises `InputError` for data with NaN or infinities, naming the first, and for negative ones where asked."""
-        count = total = squares = about = most = 0.0
-        details, power, signals = list[np.ndarray](), None, 0
+        sums, details, power, signals = _Sums(), list[np.ndarray](), None, 0
         every = max(ceil(self._pieces * 256 / _DETAILS), 1)
         for lead in self._planes.leads((1,) * self._planes.lead):
-            lanes = self._planes.lanes(lead)
-            line = self._line(lanes)
+            line = self._line(self._planes.lanes(lead))
             for number, part in enumerate(self._parts(lead)):
-                raw = np.empty((lanes, part.rows.length, part.columns.length), self._source.dtype)
-                self._planes.read(self._source, part, raw)
-                block = raw.astype(np.float64)
-                self._check(block, raw, part)
-                if not count:
-                    # Squares about a number near the mean, or little would be left of a small variance.
-                    about = float(block.mean())
-                shifted = block - about
-                most = max(most, float(shifted.max()), -float(shifted.min()), abs(about) * 1e-16)
-                if most > _MOST or 0 < most < 1 / _MOST:
-                    raise InputError(f"the source holds numbers around {most:.1e}, whose squares float64 does not; scale it first.")
-                count += block.size
-                total += float(shifted.sum())
-                squares += float(np.square(shifted, out=shifted).sum())
-                if number % every == 0:
-                    details.append(self._details(block))
-                if line is not None:
-                    self._follow(block, part, line)
+                # Its arrays are gone before the next piece is read.
+                self._piece_of(part, sums, line, details if number % every == 0 else None)
             if line is not None:
                 found = self._transformed(line)
                 power, signals = found if power is None else power + found, signals + 1
-        mean = total / count
+        mean = sums.total / sums.count
         spread = np.abs(np.concatenate([found.reshape(-1) for found in details])) if details else np.zeros(1)
         detail = float(np.median(spread)) / _NORMAL if spread.size else 0.0
         columns = np.arange(power.shape[1]) if power is not None else np.zeros(0, int)
@@ -94,23 +99,39 @@ class Look:
             power, columns = power.T, np.zeros(1, int)
         rows = np.arange(len(power)) if power is not None and self._along is None else self._rows
         whole = None if power is None else power / signals
-        return Data(mean + about, max(squares / count - mean**2, 0.0), detail, whole, rows, columns, max(signals * self._averaged, 1))
+        variance = max(sums.squares / sums.count - mean**2, 0.0)
+        return Data(mean + sums.about, variance, detail, whole, rows, columns, max(signals * self._averaged, 1))
+
+    def _piece_of(self, part: Part, sums: _Sums, line: np.ndarray | None, details: list[np.ndarray] | None) -> None:
+        raw = np.empty((self._planes.lanes(part.lead), part.rows.length, part.columns.length), self._source.dtype)
+        self._planes.read(self._source, part, raw)
+        block = raw.astype(np.float64)
+        self._check(block, raw, part)
+        del raw
+        if details is not None:
+            details.append(self._details(block).copy())
+        if line is not None:
+            self._follow(block, part, line)
+        sums.add(block)
+
+    @property
+    def kept_bytes(self) -> int:
+        """What BLAS keeps of the products along lines: a piece as it packs it, and parts of it in its threads."""
+        rows, columns = self._piece
+        return 20 * rows * columns if self._down is not None and self._along is not None else 0
 
     @property
     def peak_bytes(self) -> int:
-        """Bytes held while it runs."""
+        """Bytes held while it runs, beside those."""
         lanes = self._planes.lanes(tuple(Interval(0, 1) for _ in range(self._planes.lead)))
         rows, columns = self._piece
         block = lanes * rows * columns
-        box = self._planes.box(Part(tuple(Interval(0, 1) for _ in range(self._planes.lead)), Interval(0, rows), Interval(0, columns)))
+        part = Part(tuple(Interval(0, 1) for _ in range(self._planes.lead)), Interval(0, rows), Interval(0, columns))
         line = 3 * self._line_shape(lanes) * 16 if self._spectrum is not None else 0
-        return (
-            block * (self._source.dtype.itemsize + 26)
-            + self._source.scratch_bytes(box)
-            + 4 * 8 * _DETAILS
-            + line
-            + len(self._rows) * rows * 32
-        )
+        item = self._source.dtype.itemsize
+        followed = block * 8 + len(self._rows) * (rows + columns) * 32
+        piece = max(block * item + self._planes.reading_bytes(self._source, part), block * (item + 10), followed)
+        return max(piece, 3 * 8 * _DETAILS) + 8 * _DETAILS + line
 
     @property
     def _piece(self) -> tuple[int, int]:
@@ -186,12 +207,16 @@ class Look:
             return np.zeros((self._sampled(self._width), self._height))
         return np.zeros((lanes, self._sampled(self._height), self._width))
 
-    def _follow(self, block: np.ndarray, part: Part, line: np.ndarray) -> None:
+    def _follow(self, block: np.ndarray, part: Part, line: Any) -> None:
         columns = slice(part.columns.start, part.columns.stop)
         if self._down is not None and self._along is not None:
-            basis = np.stack([self._down.basis(int(row), part.rows) for row in self._rows])
+            basis: Any = np.stack([self._down.basis(int(row), part.rows) for row in self._rows])
             for lane, own in enumerate(block):
-                line[lane, :, columns] += basis @ own
+                # Not at once where the line is complex: the numbers would be made so as well.
+                followed: Any = line[lane, :, columns]
+                np.add(followed.real, basis.real @ own, out=followed.real)
+                if line.dtype.kind == "c":
+                    np.add(followed.imag, basis.imag @ own, out=followed.imag)
         elif self._along is None:
             chosen = self._chosen(self._width)
             own = (chosen >= part.columns.start) & (chosen < part.columns.stop)

@@ -94,14 +94,16 @@ class Pass:
             there = self.written.part_of(sink.array, part) is not None and not self.converts
             # The groups of a source that is read have a ring each, one group after the other.
             workers = cut.workers if self.apart or self.table is not None else min(cut.workers, len(group))
-            task = 0 if there else lanes * made * self.sink_dtype.itemsize
-            task += self.stage.scratch_bytes(part.rows.length, part.columns.length)
-            task += made * self.stage.dtype.itemsize if self.converts else 0
-            task += sink.scratch_bytes(self.written.box(part))
+            kept = 0 if there else lanes * made * self.sink_dtype.itemsize
+            kept += made * self.stage.dtype.itemsize if self.converts else 0
+            working = self.stage.scratch_bytes(part.rows.length, part.columns.length)
+            writing = sink.scratch_bytes(self.written.box(part))
             around = self.around(group)
-            task += around.index_bytes
             rings, window = (workers, 1) if self.apart else (1, workers)
-            found = max(found, workers * task + (rings * around.ring_bytes(window) if self.table is None else 0))
+            ring, reading = around.ring_bytes(window) if self.table is None else (0, 0)
+            # A task reads, then works, then writes; what it makes stays with its thread for the next.
+            task = kept + max(reading, working, writing)
+            found = max(found, workers * (task + around.index_bytes) + rings * ring)
         return found + max(self.apart, 1) * self.stage.held_bytes
 
     def read_bytes(self, cut: Cut) -> int:
@@ -209,14 +211,14 @@ class _Around:
         """Columns in the ring."""
         return sum(run.length for run in self.held)
 
-    def ring_bytes(self, window: int) -> int:
-        """Of the ring, and of what reading into it takes beside."""
+    def ring_bytes(self, window: int) -> tuple[int, int]:
+        """Of the ring, and of what reading into it takes beside, in each task."""
         source, lead = self._pass.source, self._group[0].lead
         lanes = self._pass.read.lanes(lead)
         needs = list(self.needs)
-        box = self._pass.read.box(Part(lead, Interval(0, max(map(len, needs))), self.held[0] if self.held else Interval(0, 0)))
+        most = Part(lead, Interval(0, max(map(len, needs))), self.held[0] if self.held else Interval(0, 0))
         ring = lanes * most_rows(needs, window) * self.width * source.dtype.itemsize
-        return ring + window * source.scratch_bytes(box) + ROW_BYTES * self._height
+        return ring + ROW_BYTES * self._height, self._pass.read.reading_bytes(source, most)
 
     def ring(self, window: int) -> Ring:
         """The rows, read as they are needed."""

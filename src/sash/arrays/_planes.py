@@ -139,6 +139,10 @@ class Planes:
         lanes = array.reshape(-1, *self.size)
         return [lanes[lane, part.rows.start : part.rows.stop] for lane in self.lane_numbers(part.lead)]
 
+    def reading_bytes(self, source: Source, part: Part) -> int:
+        """At most what `read` allocates beside `into`, whose rows lie together: those of channels then do not in the array."""
+        return source.scratch_bytes(self.box(part)) if self._has_channels else source.row_scratch_bytes(self.box(part))
+
     def read(self, source: Source, part: Part, into: np.ndarray) -> None:
         """Fill `into`, (lane, row, column)."""
         source.read(self.box(part), self.as_boxed(into, part))

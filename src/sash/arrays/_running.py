@@ -23,6 +23,25 @@ MAPPED_FROM = 256 << 10
 glibc kept up to twenty a worker."""
 
 
+PROCESS_BYTES = 256 << 10
+"""What a job takes once, whatever its size: small objects of its plan, its pool and its files, and what the system's count of pages is
+ahead or behind by, up to 64 pages of a processor."""
+THREAD_BYTES = 192 << 10
+"""What a worker takes beside its arrays: its stack, and what the C library keeps of its small blocks, up to 128 KiB."""
+
+
+LEAST_MAPPED = 64 << 10
+"""Blocks below that stay with the C library, whatever they are."""
+
+
+def mapped_from(source: Source, most: int = MAPPED_FROM) -> int:
+    """Bytes from which on freed blocks leave the process while this is read: below those of its chunks, which are decoded in many threads.
+
+    Each thread has a heap of its own, and what it kept of blocks that came and went was, of all of them, more than the budget of a job.
+    """
+    return min(most, max(source.block_bytes // 4, LEAST_MAPPED)) if source.block_bytes else most
+
+
 @dataclass(frozen=True)
 class Options:
     """How a job is run, whatever it is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
 
@@ -19,6 +20,10 @@ _ALL = 0.2
 """Share of the data's variance that differences of neighbours may claim for noise."""
 _SAMPLED = 384
 """Frequencies an axis over which sums are taken; beyond, every so many stand for those between."""
+_AT_ONCE = 1 << 13
+"""Of those, how many are looked at together."""
+MODEL_BYTES = 512 << 10
+"""What `model` and `errors` hold, whatever the data: eight arrays of so many frequencies."""
 STORED = {"float32": 0.2 * 2.0**-23, "float64": 0.2 * 2.0**-52}
 """Of rounding to a type, in root mean square: of the numbers' own."""
 
@@ -109,7 +114,7 @@ def _noise(power: np.ndarray, passed: np.ndarray, radii: np.ndarray, freedom: fl
     bound = np.inf
     for above in _ABOVE:
         # Signals fall with frequency: none is expected that is larger here than at lower ones.
-        near = np.flatnonzero((passed >= above * edge) & (passed <= 1e6 * edge) & (radii <= 1.5 * np.median(radii[least])))
+        near = np.flatnonzero((passed > 0) & (passed >= above * edge) & (passed <= 1e6 * edge) & (radii <= 1.5 * np.median(radii[least])))
         if len(near) >= few:
             near = near[np.argsort(passed[near])[: max(len(near) // 8, few)]]
             bound = min(bound, float(np.median(power[near] / passed[near])) / middle * edge)
@@ -125,33 +130,39 @@ def _fitted(
     of absolute values, which single lines in a spectrum do not draw aside.
     """
     corner = _corner(spectrum) ** 2
-    passed, radii, weights = _grid(spectrum)
-    weights = passed * weights / weights.sum()
     signal = max(data.variance - noise, data.variance * 1e-6)
     power, seen, places = followed
     middle = (1 - 1 / (9 * freedom)) ** 3
-    logs = [np.log(radii + corner), np.log(places + corner), np.log(np.maximum(power / middle, 1e-300))]
+    logs = np.log(places + corner), np.log(np.maximum(power / middle, 1e-300))
 
-    def scale(slope: float) -> float:
-        mean = float((weights * np.exp(-slope / 2 * logs[0])).sum())
-        return signal / mean if mean else 0.0
+    def scales(slopes: list[float]) -> list[float]:
+        sums, whole = np.zeros(len(slopes)), 0.0
+        for passed, radii, weights in _grid(spectrum):
+            near = np.log(radii + corner)
+            passed *= weights
+            sums += [float((passed * np.exp(-slope / 2 * near)).sum()) for slope in slopes]
+            whole += float(weights.sum())
+        return [signal * whole / one if one else 0.0 for one in sums.tolist()]
 
-    def distance(slope: float) -> float:
-        expected = scale(slope) * seen * np.exp(-slope / 2 * logs[1]) + noise
-        return float(np.abs(logs[2] - np.log(np.maximum(expected, 1e-300))).mean()) if len(power) else 0.0
+    def distance(slope: float, scale: float) -> float:
+        expected = scale * seen * np.exp(-slope / 2 * logs[0]) + noise
+        return float(np.abs(logs[1] - np.log(np.maximum(expected, 1e-300))).mean()) if len(power) else 0.0
 
-    coarse = min(np.arange(0, 4.1, 0.5).tolist(), key=distance)
-    slope = min(np.clip(coarse + np.arange(-0.4, 0.41, 0.1), 0, 4).tolist(), key=distance)
-    return slope, scale(slope)
+    def nearest(slopes: list[float]) -> tuple[float, float]:
+        return min(zip(slopes, scales(slopes), strict=True), key=lambda one: distance(*one))
+
+    coarse, _ = nearest(np.arange(0, 4.1, 0.5).tolist())
+    return nearest(np.clip(coarse + np.arange(-0.4, 0.41, 0.1), 0, 4).tolist())
 
 
-def _grid(spectrum: Spectrum) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """|H|², the square of the distance from frequency 0, and weights, where sums over all frequencies are taken."""
-    places = [_spread(bins) for bins in spectrum.shape]
-    own = [weight for _, weight in places]
-    weights = spectrum.weights(places[0][0], places[1][0]) * np.outer(own[0], own[1])
-    passed = np.square(np.abs(spectrum.at(places[0][0], places[1][0])))
-    return passed, spectrum.radii(places[0][0], places[1][0]), weights
+def _grid(spectrum: Spectrum) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """|H|², the square of the distance from frequency 0, and weights, where sums over all frequencies are taken; some rows at a time."""
+    (down, tall), (along, wide) = (_spread(bins) for bins in spectrum.shape)
+    step = max(_AT_ONCE // len(along), 1)
+    for first in range(0, len(down), step):
+        rows = down[first : first + step]
+        weights = spectrum.weights(rows, along) * np.outer(tall[first : first + step], wide)
+        yield np.square(np.abs(spectrum.at(rows, along))), spectrum.radii(rows, along), weights
 
 
 def _spread(bins: int) -> tuple[np.ndarray, np.ndarray]:
@@ -179,16 +190,20 @@ def errors(spectrum: Spectrum, found: Condition, supposed: Model, dtype: np.dtyp
 
     `work` is the rounding of the transforms, of the data's root mean square; `dtype` is that of the output.
     """
-    passed, radii, weights = _grid(spectrum)
-    signal = supposed.signal(radii)
-    whole = float((signal * weights).sum() / weights.sum()) + supposed.constant
+    sums = np.zeros(2)
+    for _, radii, weights in _grid(spectrum):
+        sums += float((supposed.signal(radii) * weights).sum()), float(weights.sum())
+    whole = float(sums[0] / sums[1]) + supposed.constant
     if not whole > 0:
         return Errors(0.0, 0.0, 0.0)
     # The sums that made the data have terms that may be larger than they.
     noise = supposed.noise + 0.1 * whole * (float(np.abs(spectrum.taps).sum()) * work) ** 2
     stored = (STORED[dtype.name] ** 2 if dtype.kind == "f" else 1 / 12 / whole) + (4 * work) ** 2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        lost = np.where(signal > 0, signal * noise / (passed * signal + noise), 0.0) if noise else np.zeros_like(signal)
-    wiener = float((lost * weights).sum() / weights.sum()) / whole
+    lost = 0.0
+    for passed, radii, weights in _grid(spectrum) if noise else ():
+        signal = supposed.signal(radii)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            lost += float((np.where(signal > 0, signal * noise / (passed * signal + noise), 0.0) * weights).sum())
+    wiener = lost / float(sums[1]) / whole
     inverse, unseen = ((one * found.amplified / whole + stored) ** 0.5 for one in (noise, supposed.unseen))
     return Errors(_short(inverse), _short((wiener + stored) ** 0.5), _short(unseen) if supposed.unseen else 0.0)

@@ -21,7 +21,7 @@ from sash.arrays._frames import is_smooth
 from sash.arrays._lines_device import NUMBERS, backward, forward, on_this_side
 from sash.arrays._phases import Between, Phase, Sizes, Task
 from sash.arrays._planes import Part, Planes
-from sash.arrays._running import fewer
+from sash.arrays._running import THREAD_BYTES, fewer
 from sash.arrays._signal import Model
 from sash.arrays._store import Sink, Source
 from sash.window import Interval
@@ -29,8 +29,6 @@ from sash.window import Interval
 if TYPE_CHECKING:
     import torch
 
-TASK_BYTES = 1 << 20
-"""What a task takes beside its arrays: its thread, and small things."""
 GROUP_NUMBERS = 1 << 20
 """Numbers of small planes that are filtered together."""
 
@@ -267,22 +265,27 @@ class Filtered:
             rows, columns = Interval(0, height), Interval(0, min(sizes.columns, width))
         box = self.planes.box(Part(lead, rows, columns))
         numbers = lanes * rows.length * columns.length
-        ends = self.source.scratch_bytes(box), sink.scratch_bytes(box)
-        raw = 0 if self.source.dtype == np.float64 else self.source.dtype.itemsize
-        out = 0 if self.dtype == np.float64 else self.dtype.itemsize
+        ends = self.planes.reading_bytes(self.source, Part(lead, rows, columns)), sink.scratch_bytes(box)
+
         if down is None or along is None:
             line = along or down
             assert line is not None
             kept = lanes * (rows.length if down is None else columns.length) * line.bins * line.dtype.itemsize
-            most = max(numbers * (8 + raw), numbers * 8 + (0 if line.real else kept), numbers * (8 + out))
-            return most + max(ends) + spectrum.scratch_bytes() + line.scratch_bytes() + TASK_BYTES
+            made = numbers * 8 + (0 if line.real else kept) + line.scratch_bytes()
+            filtered = (numbers * 8 if line.real else kept) + spectrum.scratch_bytes()
+            return max(self._ends(numbers, *ends), made, filtered) + THREAD_BYTES
         bins, dtype = self._kept
         wide = lanes * rows.length * bins * dtype.itemsize
-        files = 2 * RAW_SCRATCH if sizes.between == "files" else 0
-        forward = max(numbers * (8 + raw), numbers * 8 + (0 if along.real else wide)) + max(ends[0], files) + along.scratch_bytes()
-        backward = max((numbers * 8 if not along.real else 0) + wide, numbers * (8 + out)) + max(ends[1], files) + along.scratch_bytes()
-        middle = height * min(sizes.columns, bins) * dtype.itemsize + spectrum.scratch_bytes() + down.scratch_bytes() + files
-        return max(forward, backward, middle) + TASK_BYTES
+        files = RAW_SCRATCH if sizes.between == "files" else 0
+        made = max((0 if along.real else numbers * 8) + wide + along.scratch_bytes(), wide + files)
+        middle = height * min(sizes.columns, bins) * dtype.itemsize + max(spectrum.scratch_bytes() + down.scratch_bytes(), files)
+        return max(self._ends(numbers, *ends), made, middle) + THREAD_BYTES
+
+    def _ends(self, numbers: int, reading: int, writing: int) -> int:
+        """Bytes while so many numbers are read and put in float64, or while they are put in the output's type and written."""
+        raw, out = self.source.dtype.itemsize, self.dtype.itemsize
+        read = max(numbers * raw + reading, numbers * 8 + (numbers * raw if self.source.dtype != np.float64 else 0))
+        return max(read, numbers * 8 + (numbers * out if self.dtype != np.float64 else 0) + writing)
 
     def peak_bytes(self, sizes: Sizes, sink: Sink) -> int:
         """Bytes held at once."""

@@ -13,6 +13,11 @@ from sash.arrays._border import Boundary
 from sash.arrays._gaussian import Direct, Filter
 from sash.window import Interval
 
+PAGE_BYTES = 4096
+"""What the system gives memory by."""
+_HEAD_BYTES = 64
+"""Of a block that the C library maps, before the numbers begin."""
+
 
 @dataclass(frozen=True, eq=False)
 class Near:

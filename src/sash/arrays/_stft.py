@@ -18,18 +18,18 @@ from sash.arrays._arguments import as_given
 from sash.arrays._border import Boundary, checked_boundary
 from sash.arrays._cluster import Seats
 from sash.arrays._device import device_of, new_tensor, open_on, settle, staging, tasks_at_once
-from sash.arrays._frames import Frames, Lanes, block_bytes, frames_of
+from sash.arrays._frames import Frames, Lanes, frames_of, mkl_bytes
 from sash.arrays._overlap import told_window
 from sash.arrays._plan import ArrayPlan, Method
 from sash.arrays._room import Room, aligned
-from sash.arrays._running import Options, does_not_fit, fewer
+from sash.arrays._running import PROCESS_BYTES, THREAD_BYTES, Options, does_not_fit, fewer
 from sash.arrays._spectra import Made, Output, made_of
 from sash.arrays._spectra_device import STARTING_BYTES, spectra_bytes, spectra_on
 from sash.arrays._spectrogram import Picture
 from sash.arrays._store import Sink, open_sink, open_source
 from sash.arrays._store_tensor import TensorSink, TensorSource
 from sash.arrays._tasks import KEPT, KEPT_APART, MOST_TASK_BYTES, TURNS, Cut, longest, run_job, run_tasks
-from sash.arrays._written import TASK_BYTES, by_frames, chunks_of, output_kind, write_bytes
+from sash.arrays._written import by_frames, chunks_of, output_kind, write_bytes
 from sash.errors import InputError
 from sash.window import Interval
 
@@ -195,7 +195,7 @@ class _Work:
     def run(self) -> Any:
         """The output."""
         written = self.written_bytes
-        with self.cut.blocks():
+        with self.cut.blocks(self.lanes.source):
             if self.picture is not None:
                 return self._draw(self.picture)
             return run_job(self.told, self.out, self._facts, self._open, self._tasks, self.cut.workers, written, self.options)
@@ -313,24 +313,31 @@ def _cut(
     direct = kind == "" or (kind == "array" and by_frames(out, made.dtype) is not None)
     held = lanes.source.held_bytes + 3 * frames.taps.nbytes + (made.bands.held_bytes if made.bands else 0)
     held *= seats.processes
+    held += PROCESS_BYTES
     held += lanes.count * made.rows * count * item if kind == "" else 0
     held += picture.held_bytes + 5 * prod(picture.shape) if picture is not None else 0
     in_memory = lanes.table is not None and device is None
     stays = isinstance(lanes.source, TensorSource) and kind == ""
     direct = (direct and device is None) or stays
     copied = lanes.source.dtype != lanes.dtype or (lanes.table is not None and frames.copied(lanes.table))
-    own = frames.spectra_bytes(copied, KEPT if options.address is None else KEPT_APART) + frames.bins * item + TASK_BYTES
-    own, held = (own, held) if device is None else (TASK_BYTES, held + STARTING_BYTES)
-    own += 0 if direct and picture is None else (3 if picture is not None else 1) * frames.block * made.rows * item
+    # What a task keeps while it lasts; then what it takes for a while: to transform a block, to read, to write.
+    own = frames.kept_bytes(copied) + (0 if options.address is None else (KEPT_APART - KEPT) * frames.block_bytes)
+    own += 0 if (direct or made.output == "complex") and picture is None else frames.block * made.rows * item
+    transform = frames.block_bytes + mkl_bytes(frames.size, frames.taps.itemsize)
+    transform += 2 * frames.block * made.rows * item if picture is not None else 0
+    if device is not None:
+        own, transform, held = 0, 0, held + STARTING_BYTES
 
     def taken(together: int, length: int, chunk: int) -> int:
         length = min(length, count)
         samples = (min(frames.block if in_memory else length, count) - 1) * window.stride + window.size
-        found = own + lanes.around_bytes(1 if in_memory else together, samples, window.pad[0])
+        at_once = 1 if in_memory else together
+        reading, gathered = lanes.reading_bytes(at_once, samples, window.pad[0]), at_once * samples * lanes.source.dtype.itemsize
         if device is not None:
-            found += spectra_bytes(frames, made, together, samples, lanes.source.dtype.itemsize, device)
+            gathered += spectra_bytes(frames, made, together, samples, lanes.source.dtype.itemsize, device)
         written = 0 if direct or picture is not None else made.rows * length * item
-        return found + written + (0 if picture is not None else write_bytes(kind, made.rows * chunk * item))
+        writing = 0 if picture is not None else write_bytes(kind, made.rows * chunk * item)
+        return THREAD_BYTES + own + gathered + written + max(transform, reading, writing)
 
     lane_grain, sample_grain = (1, 1) if in_memory else lanes.grain()
     groups = sorted({min(lane_grain, lanes.count), 1}, reverse=True)
@@ -345,6 +352,6 @@ def _cut(
                 found = longest(max(frames.block, chunk), wanted, fits)
                 if found is not None:
                     plain = Cut(together, found, chunk, workers, held + workers * taken(together, found, chunk))
-                    return plain.keeping(block_bytes(frames.block, frames.size, frames.taps.itemsize), budget, options.address is not None)
+                    return plain.keeping(frames.block_bytes, budget, options.address is not None)
     least = min(taken(together, max(frames.block, chunk), chunk) for together in groups for chunk in chunks)
     raise does_not_fit(told, held + least, budget, kind == "")

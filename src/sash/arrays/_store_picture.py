@@ -18,6 +18,8 @@ from sash.errors import InputError
 JPEG = (".jpg", ".jpeg")
 _BAND = 1 << 20
 """Bytes that are taken out of the decoder's own pixels at a time."""
+_DECODER_BYTES = 256 << 10
+"""Of what the decoder has read and not yet decoded, and of its own tables."""
 _MODES = {"1": (1, "bool"), "L": (1, "uint8"), "LA": (2, "uint8"), "RGB": (3, "uint8"), "RGBA": (4, "uint8"), "CMYK": (4, "uint8")}
 _MODES |= {mode: (1, "uint16") for mode in ("I;16", "I;16B", "I;16L")}
 _DAMAGED = (OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError, IndexError)
@@ -50,7 +52,7 @@ class PictureSource(Source):
     def scratch_bytes(self, box: Box) -> int:
         """Before the first read, the decoder's own pixels, of four bytes where there are several channels; later nothing."""
         pixel = self.dtype.itemsize if len(self.shape) == 2 else 5
-        return 0 if self._pixels is not None else pixel * self.shape[0] * self.shape[1] + 3 * _BAND
+        return 0 if self._pixels is not None else pixel * self.shape[0] * self.shape[1] + 3 * min(_BAND, self.held_bytes) + _DECODER_BYTES
 
     def close(self) -> None:
         """Let go of the pixels."""

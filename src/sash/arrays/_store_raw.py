@@ -25,6 +25,7 @@ from sash.errors import InputError
 
 BUFFER = 1 << 18
 """Bytes that go through a buffer at a time, where a part does not lie together in memory as it does in the file."""
+
 _PAGE = 4096
 """A gap in the file up to this long is read along: the disk would fetch it anyway."""
 _CALL = 1 << 30
@@ -74,6 +75,10 @@ class RawSource(Source):
         """One buffer, which only parts with gaps, in memory or in the file, go through."""
         return BUFFER
 
+    def row_scratch_bytes(self, box: Box) -> int:
+        """A buffer for gaps in the file."""
+        return 0 if self._gapped(box[self._paged :]) is None else BUFFER
+
     def close(self) -> None:
         """Let go of the file."""
         self._close()
@@ -96,14 +101,7 @@ class RawSource(Source):
         self._seen.check(self._file)
 
     def _gapped(self, box: Box) -> int | None:
-        """The axis whose gaps are read along, if the box is narrow and the gaps are short."""
-        shape = self.shape[self._paged :]
-        inner = _together(shape, box)
-        if inner == 0:
-            return None
-        pitch = prod(shape[inner:]) * self.dtype.itemsize
-        run = box[inner].length * prod(shape[inner + 1 :]) * self.dtype.itemsize
-        return inner - 1 if run < _PAGE and pitch - run <= _PAGE else None
+        return gapped(self.shape[self._paged :], box, self.dtype.itemsize)
 
     def _read_along(self, offset: int, axis: int, box: Box, into: np.ndarray) -> None:
         shape = self.shape[self._paged :]
@@ -209,6 +207,16 @@ class RawSink(Sink):
                 done = 0
                 while done < len(view):
                     done += os.pwritev(self._file, [view[done : done + _CALL]], offset + done)
+
+
+def gapped(shape: tuple[int, ...], box: Box, item: int) -> int | None:
+    """The axis whose gaps in a file are read along, if the box is narrow and the gaps are short."""
+    inner = _together(shape, box)
+    if inner == 0:
+        return None
+    pitch = prod(shape[inner:]) * item
+    run = box[inner].length * prod(shape[inner + 1 :]) * item
+    return inner - 1 if run < _PAGE and pitch - run <= _PAGE else None
 
 
 def open_npy(path: Path) -> Source:

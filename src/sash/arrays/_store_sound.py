@@ -18,6 +18,8 @@ from sash.window import Interval
 
 _BLOCK = 1 << 18
 """Bytes of frames that are decoded or encoded at a time."""
+_DECODER_BYTES = 64 << 10
+"""Of a block of FLAC while it is decoded."""
 _FLAC_FRAME = 4096
 """Frames in one of FLAC's blocks, as its encoders choose them."""
 _READ_AS = {"FLOAT": "float32", "DOUBLE": "float64", "PCM_24": "int32", "PCM_32": "int32"}
@@ -66,8 +68,9 @@ class SoundSource(Source):
         return cells * cell * self._channels * self.dtype.itemsize
 
     def scratch_bytes(self, box: Box) -> int:
-        """Frames of all channels, a block at a time."""
-        return 2 * max(_BLOCK, self._channels * self.dtype.itemsize)
+        """Frames of all channels, a block at a time, and the decoder."""
+        frame = self._channels * self.dtype.itemsize
+        return min(max(_BLOCK, frame), box[-1].length * frame) + _DECODER_BYTES
 
     def close(self) -> None:
         """Let go of the file."""

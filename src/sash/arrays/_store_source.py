@@ -36,6 +36,8 @@ class Source:
     """The smallest box that is read without decoding more than was asked."""
     held_bytes: int = 0
     """Memory that it takes for as long as it is open; the user's own arrays do not count."""
+    block_bytes: int = 0
+    """Of what is decoded at a time in threads of a library's own; 0 where there are none."""
     rate_hz: int | None = None
     """Frames a second, of sound."""
 
@@ -64,6 +66,10 @@ class Source:
     def scratch_bytes(self, box: Box) -> int:
         """At most what a read allocates beside `into`."""
         return 0
+
+    def row_scratch_bytes(self, box: Box) -> int:
+        """The same where each row of `into` lies together."""
+        return self.scratch_bytes(box)
 
     def close(self) -> None:
         """Let go of it."""

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -15,13 +16,19 @@ import numpy as np
 
 from sash.arrays._store_sink import Sink, Target, sync
 from sash.arrays._store_source import Box, Seen, Source, checked_dtype, checked_shape, needs, slices, touched
+from sash.arrays._store_zarr_calls import called_here, may_call_here
 from sash.errors import InputError
 from sash.window import Interval
 
 _PORTION = 4 << 20
 """Bytes of chunks that one call reads, where a chunk is smaller: a call takes about a millisecond, whatever it reads."""
-_STARTED = 1 << 20
-"""What zarr's threads take, and the decoders' tables in each: it starts more of them with the first chunks that it reads side by side."""
+_STARTED = 256 << 10
+"""What opening an array leaves: the loop that zarr reads metadata in, and its threads."""
+_DECODER_BYTES = 192 << 10
+"""Of zstd's tables while a chunk is decoded."""
+
+_WRITTEN: Any = {"write_empty_chunks": True}
+"""zarr would compare each chunk with zeros, to leave it out, in arrays of five bytes a number."""
 MOST_CHANNELS = 16
 """In the last axis of three, as planes have them."""
 _CHUNK = 2 << 20
@@ -38,7 +45,7 @@ class ZarrSource(Source):
         told = str(path or array)
         self.shape, self.dtype = checked_shape(tuple(array.shape), told), checked_dtype(array.dtype, told)
         self.grain = tuple(array.chunks)
-        self.held_bytes = _STARTED
+        self.held_bytes, self.block_bytes = _STARTED, self._chunk_bytes
         self._array, self._told = array, told
         self._seen = None if path is None else Seen.now(_metadata(path))
         shards = array.shards or array.chunks
@@ -66,8 +73,8 @@ class ZarrSource(Source):
         return prod(part.length for part in touched(box, self.grain)) * self._chunk_bytes
 
     def scratch_bytes(self, box: Box) -> int:
-        """Of one call's chunks: encoded, decoded, and put together; and the shard's index."""
-        return 3 * prod(self._step(box)) * self._chunk_bytes + (64 << 10) + 3 * self._index_bytes
+        """Of one call's chunks: encoded, decoded, and of shards put together; and the shard's index."""
+        return (3 if self._array.shards else 2) * prod(self._step(box)) * self._chunk_bytes + _DECODER_BYTES + 3 * self._index_bytes
 
     @property
     def _chunk_bytes(self) -> int:
@@ -87,8 +94,13 @@ class ZarrSource(Source):
         for cell in product(*(range(*part) for part in touched(box, portion))):
             part = _cell(cell, portion, box)
             target = into[slices(tuple(Interval(p.start - b.start, p.stop - b.start) for p, b in zip(part, box, strict=True)))]
+            buffer = NDBuffer.from_numpy_array(target)
             try:
-                self._array.get_basic_selection(slices(part), out=NDBuffer.from_numpy_array(target))
+                if self._seen is not None and may_call_here():
+                    called_here(partial(self._array.async_array.get_orthogonal_selection, slices(part), out=buffer))
+                else:
+                    # Other stores than files may belong to zarr's own loop.
+                    self._array.get_basic_selection(slices(part), out=buffer)
             except MemoryError:
                 raise
             except Exception as error:
@@ -147,7 +159,10 @@ class ZarrSink(Sink):
             with self._target.room(prod(self.shape) * self.dtype.itemsize):
                 # All of the shard is written; zarr would read an older one in first.
                 self._file(cell).unlink(missing_ok=True)
-                self._array.set_basic_selection(slices(place), part[slices(inner)])
+                if may_call_here():
+                    called_here(partial(self._array.async_array.setitem, slices(place), part[slices(inner)]))
+                else:
+                    self._array.set_basic_selection(slices(place), part[slices(inner)])
 
     def _file(self, cell: tuple[int, ...]) -> Path:
         return self._target.partial / self._array.metadata.encode_chunk_key(cell)
@@ -155,10 +170,22 @@ class ZarrSink(Sink):
 
 def shard_bytes(box: Box, grain: tuple[int, ...], shape: tuple[int, ...], dtype: np.dtype) -> int:
     """What writing a shard takes: its chunks encoded, in room for the worst, these put together, and its numbers where it hangs over the
-    edge; and where they do not lie together, as those of channels do that are gone through one by one."""
+    edge; and where they do not lie together, as those of channels do that are gone through one by one. One of one chunk is encoded from
+    where it was put together."""
+    nbytes = prod(grain) * dtype.itemsize
+    if nbytes <= _CHUNK:
+        return 2 * nbytes + encoder_bytes(nbytes)
     over = any(stop % cell for (_, stop), cell in zip(box, grain, strict=True))
     apart = len(shape) > 2 and 1 < shape[-1] <= MOST_CHANNELS
-    return (3 + over + apart) * prod(grain) * dtype.itemsize + (1 << 20)
+    return (3 + over + apart) * nbytes + encoder_bytes(_CHUNK)
+
+
+def encoder_bytes(chunk_bytes: int) -> int:
+    """Of zstd's tables while a chunk is encoded at zarr's level, 3: two of hashes, whose size goes with the chunk's, and sequences.
+
+    Source: zstd's table of parameters by level and size of input, lib/compress/clevels.h.
+    """
+    return (512 << 10) + (768 << 10 if chunk_bytes > 256 << 10 else 512 << 10 if chunk_bytes > 128 << 10 else 384 << 10)
 
 
 def open_zarr(path: Path) -> ZarrSource:
@@ -191,7 +218,7 @@ def new_zarr(
     zarr = _zarr(f"writing {target.out}")
     if resume:
         try:
-            array = zarr.open_array(target.unfinished(), mode="r+")
+            array = zarr.open_array(target.unfinished(), mode="r+", config=_WRITTEN)
         except InputError:
             raise
         except Exception as error:
@@ -203,7 +230,13 @@ def new_zarr(
     try:
         with target.room(prod(shape) * dtype.itemsize):
             array = zarr.create_array(
-                store=target.partial, shape=shape, dtype=dtype, chunks=chunks, shards=None if shards == chunks else shards, fill_value=0
+                store=target.partial,
+                shape=shape,
+                dtype=dtype,
+                chunks=chunks,
+                shards=None if shards == chunks else shards,
+                fill_value=0,
+                config=_WRITTEN,
             )
     except BaseException:
         target.discard()
@@ -298,7 +331,7 @@ def _opened_again(seen: Seen) -> ZarrSource:
 
 
 def _written_again(target: Target) -> ZarrSink:
-    return ZarrSink(_zarr(f"writing {target.out}").open_array(target.partial, mode="r+"), target)
+    return ZarrSink(_zarr(f"writing {target.out}").open_array(target.partial, mode="r+", config=_WRITTEN), target)
 
 
 def _zarr(doing: str) -> Any:

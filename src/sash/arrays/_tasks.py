@@ -14,14 +14,14 @@ from typing import Any
 
 from sash.arrays._cluster import Fixed, connected
 from sash.arrays._filed import filed
-from sash.arrays._running import MAPPED_FROM, Options, showing
-from sash.arrays._store import Sink
+from sash.arrays._running import Options, mapped_from, showing
+from sash.arrays._store import Sink, Source
 from sash.arrays._turns import run_in_turn
 from sash.heap import blocks_given_back, blocks_kept
 
 MOST_TASK_BYTES = 16 << 20
 """Of output that a task makes, as a rule: more would make progress coarse and an interruption dear."""
-KEPT, KEPT_APART = 2, 20
+KEPT, KEPT_APART = 1, 20
 """Blocks of spectra a worker that are counted; the latter where those that are freed stay with the process."""
 _LITTLE_MORE = 1.25
 """Times the bytes held, for blocks that stay."""
@@ -52,9 +52,9 @@ class Cut:
         little = peak <= min(budget, _LITTLE_MORE * self.peak_bytes) and block_bytes < _MAPPED_ALONE
         return replace(self, peak_bytes=peak, keeps=True) if little and not apart else self
 
-    def blocks(self) -> AbstractContextManager[None]:
-        """While it runs: what the C library does with freed blocks."""
-        return blocks_kept(_MAPPED_ALONE) if self.keeps else blocks_given_back(MAPPED_FROM)
+    def blocks(self, source: Source) -> AbstractContextManager[None]:
+        """While it runs, and reads this: what the C library does with freed blocks."""
+        return blocks_kept(_MAPPED_ALONE) if self.keeps else blocks_given_back(mapped_from(source))
 
 
 def longest(unit: int, wanted: int, fits: Callable[[int], bool]) -> int | None:

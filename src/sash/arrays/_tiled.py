@@ -19,15 +19,13 @@ from sash.arrays._phases import Between, Phase, Sizes
 from sash.arrays._planes import Part, Planes
 from sash.arrays._region import Grid, Region
 from sash.arrays._region_device import NUMBERS, adjoint_on, richardson_lucy_on
-from sash.arrays._running import fewer
+from sash.arrays._running import THREAD_BYTES, fewer
 from sash.arrays._store import Sink, Source
 from sash.window import Interval
 
 if TYPE_CHECKING:
     import torch
 
-TASK_BYTES = 1 << 20
-"""What a task takes beside its arrays: its thread, and small things."""
 GROUP_NUMBERS = 1 << 18
 """Numbers of small planes that a task takes together."""
 _NOTHING = 1e-15
@@ -174,13 +172,14 @@ class Tiled:
         box = self.planes.box(Part(lead, Interval(0, sizes.rows), Interval(0, sizes.columns)))
         region = min(grid.sides[0].region, self.planes.size[0]), min(grid.sides[1].region, self.planes.size[1])
         wide = min(ceil(region[1] / self.planes.step) + 1, self.planes.size[1] // self.planes.step) * self.planes.step
-        near = self.planes.box(Part(tuple(Interval(0, 1) for _ in sizes.lead), Interval(0, region[0]), Interval(0, wide)))
-        raw = self.planes.channels * region[0] * wide * self.source.dtype.itemsize + self.source.scratch_bytes(near)
+        near = Part(tuple(Interval(0, 1) for _ in sizes.lead), Interval(0, region[0]), Interval(0, wide))
+        raw = self.planes.channels * region[0] * wide * self.source.dtype.itemsize + self.planes.reading_bytes(self.source, near)
         arrays = (4 if self.iterations else 1) * grid.region_bytes
         files = 2 * RAW_SCRATCH if sizes.between == "files" else 0
         written = part * (8 if self.passes > 1 else self.dtype.itemsize)
         there = 0 if self.device is None else 8 * NUMBERS * prod(grid.transform) + workspace(16 * prod(grid.transform), True, self.device)
-        return written + max(raw + 2 * grid.region_bytes, arrays + grid.scratch_bytes + there, sink.scratch_bytes(box)) + files + TASK_BYTES
+        work = max(raw + 2 * grid.region_bytes, arrays + grid.scratch_bytes + there, sink.scratch_bytes(box))
+        return written + work + files + THREAD_BYTES
 
     def peak_bytes(self, sizes: Sizes, sink: Sink) -> int:
         """Bytes held at once."""

@@ -9,16 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from sash.arrays._store_zarr import encoder_bytes
 from sash.errors import InputError
 
 CHUNK_BYTES = 4 << 20
 """Of a chunk in a zarr output: all rows of some frames. Chunks half as large take a third longer to write, and shards twice as long."""
 _HALVINGS = 4
 """Times that a chunk is halved, at most, for a small budget: from there on other things take more."""
-TASK_BYTES = 1 << 20
-"""What a task takes beside its arrays: its thread, and small things."""
-RAW_BYTES = 256 << 10
-"""What writing a part of a .npy file takes."""
 
 
 def output_kind(out: Any, allowed: Sequence[str]) -> str:
@@ -34,8 +31,8 @@ def output_kind(out: Any, allowed: Sequence[str]) -> str:
 
 
 def write_bytes(kind: str, chunk_bytes: int) -> int:
-    """What a write takes, at most, beside what is written: of zarr, a chunk in several states."""
-    return 4 * chunk_bytes + (1 << 20) if kind == ".zarr" else RAW_BYTES if kind not in ("", "array") else 0
+    """What a write takes, at most, beside what is written: of zarr, a chunk put together and encoded. Others take it as it lies."""
+    return 2 * chunk_bytes + encoder_bytes(chunk_bytes) if kind == ".zarr" else 0
 
 
 def chunks_of(kind: str, row_bytes: int, count: int) -> list[int]:
