@@ -100,7 +100,8 @@ class Pass:
             writing = sink.scratch_bytes(self.written.box(part))
             around = self.around(group)
             rings, window = (workers, 1) if self.apart else (1, workers)
-            ring, reading = around.ring_bytes(window) if self.table is None else (0, 0)
+            lasting = self._lasting(cut) if not self.apart and len(group) < ceil(self.stage.shape[0] / cut.rows) else 0
+            ring, reading = around.ring_bytes(window, lasting) if self.table is None else (0, 0)
             # A task reads, then works, then writes; what it makes stays with its thread for the next.
             task = kept + max(reading, working, writing)
             found = max(found, workers * (task + around.index_bytes) + rings * ring)
@@ -122,6 +123,14 @@ class Pass:
                     found += planes * many * times * sum(map(self.source.read_bytes, boxes))
         return found
 
+    def _lasting(self, cut: Cut) -> int:
+        """Rows that are held from the first task to the last, as one end of the plane reads the other: whole grains."""
+        if self.stage.boundary != "wrap":
+            return 0
+        (tops, bands), height, grain = self._edges(cut), self.read.size[0], self.read.grain(self.source.grain)[1]
+        first, last = (self.stage.reads(rows, bands[0])[0] for rows in (tops[0], tops[-1]))
+        return min(sum((ceil(beyond / grain) + 1) * grain for beyond in (-first.start, last.stop - height) if beyond > 0), height)
+
     def _kinds(self, cut: Cut) -> list[Sequence[Part]]:
         """Tasks in a row of which some hold the most: of the first group, one in the middle, and the last."""
         if self.apart:
@@ -131,11 +140,15 @@ class Pass:
             return [[Part(next(iter(self.written.leads(cut.lead))), rows, columns)] for rows in high for columns in wide]
         tops, bands = self._edges(cut)
         leads = list(self.written.leads(cut.lead))
-        few, count = max(FEW, 4 * cut.workers), len(leads) * len(bands)
-        if self.stage.boundary == "wrap" or len(tops) <= 3 * few:
+        # Enough of them to go from one chunk of the source to the next but one.
+        first, last = (self.stage.reads(rows, bands[0])[0].start for rows in (tops[0], tops[-1]))
+        grain = self.read.grain(self.source.grain)[1]
+        few = max(FEW, 4 * cut.workers, 2 * (ceil(grain * len(tops) / max(last - first, 1)) + cut.workers))
+        count = len(leads) * len(bands)
+        if len(tops) <= 3 * few:
             rows = [list(tops)]
         else:
-            # Tasks away from the ends hold alike. Where one end reads the other, rows are held from the first task to the last.
+            # Tasks away from the ends hold alike.
             middle = len(tops) // 2
             rows = [tops[:few], tops[middle - few // 2 : middle + few // 2], tops[-few:]]
         places_of = sorted({0, count // 2, count - 1})
@@ -211,13 +224,13 @@ class _Around:
         """Columns in the ring."""
         return sum(run.length for run in self.held)
 
-    def ring_bytes(self, window: int) -> tuple[int, int]:
-        """Of the ring, and of what reading into it takes beside, in each task."""
+    def ring_bytes(self, window: int, lasting: int = 0) -> tuple[int, int]:
+        """Of the ring, with rows that last beside those of the group, and of what reading into it takes beside, in each task."""
         source, lead = self._pass.source, self._group[0].lead
         lanes = self._pass.read.lanes(lead)
         needs = list(self.needs)
         most = Part(lead, Interval(0, max(map(len, needs))), self.held[0] if self.held else Interval(0, 0))
-        ring = lanes * most_rows(needs, window) * self.width * source.dtype.itemsize
+        ring = lanes * (most_rows(needs, window) + lasting) * self.width * source.dtype.itemsize
         return ring + ROW_BYTES * self._height, self._pass.read.reading_bytes(source, most)
 
     def ring(self, window: int) -> Ring:
