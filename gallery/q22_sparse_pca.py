@@ -14,7 +14,7 @@ them.
 # Texts
 # -----
 # The descriptions of Debian's packages, where this machine has their long form; else the docstrings of the libraries that sash is tested
-# with. Of either, at most 6,000 that a seed draws, so that the page is built in two minutes. Each has a label, for a test further down:
+# with. Of either, at most 5,000 that a seed draws, so that the page is built in two minutes. Each has a label, for a test further down:
 # what a package's name begins with, as python3-, or the library.
 
 import ast
@@ -38,7 +38,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sash.arrays import pca, topics
 from sash.units import format_bytes, format_seconds
 
-MOST, FEW = 6000, 2500
+MOST, FEW = 5000, 2000
 KINDS = ("python3-", "golang-", "node-", "r-", "ruby-", "php-", "fonts-", "texlive-", "gir1.2-", "hunspell-", "task-", "kde-", "gnome-")
 LIBRARIES = ("numpy", "scipy", "sklearn", "matplotlib", "skimage")
 
@@ -139,7 +139,7 @@ print(f"100 components explain {kept[-1]:.1%} of the variance")
 # 90 % of the variance
 # --------------------
 # How many components a share takes only all eigenvalues tell: those of the rows' centred inner products, if rows are fewer than columns.
-# They are as many numbers as rows times rows, and their time grows with the cube of the rows. So here it is the first 2,500 of the texts;
+# They are as many numbers as rows times rows, and their time grows with the cube of the rows. So here it is the first 2,000 of the texts;
 # and beside it the plan for 22,490 × 120,000, for which nothing runs but the chooser.
 
 few, share_out = Path(folder.name) / "few.mtx", Path(folder.name) / "share.zarr"

@@ -1,6 +1,8 @@
 """Matrix Market files: the same matrix as scipy reads, within any budget, and a line's number for whatever is wrong in one."""
 
 import gzip
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -184,3 +186,47 @@ def test_a_budget_that_holds_neither_the_matrix_nor_its_sorting_is_refused_with_
 def test_sums_of_entries_that_come_twice_may_be_larger_than_the_type_of_the_entries(tmp_path, opened):
     path = written(tmp_path, REAL.replace("real", "integer") + "2 2 3\n1 1 100\n2 2 -1\n1 1 100\n")
     assert whole(opened(path)).tolist() == [[200, 0], [0, -1]]
+
+
+GROWTH = """
+import sys
+from pathlib import Path
+from sash.arrays._matrix_open import open_matrix
+from sash.arrays._weights import row_blocks, weighted
+from sash.heap import blocks_given_back
+
+def status(name):
+    return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+
+def read(path, budget, scratch):
+    with blocks_given_back(1 << 18):
+        matrix = weighted(open_matrix(path, budget_bytes=budget, scratch=Path(scratch)), "tfidf", budget_bytes=budget // 4)
+        for start, stop in row_blocks(matrix, budget // 4):
+            matrix.block(start, stop)
+        matrix.close()
+
+small, path, scratch = sys.argv[1:4]
+read(small, 4 << 20, scratch + "-small")  # so that libraries load what they need
+for budget in map(int, sys.argv[4:]):
+    Path("/proc/self/clear_refs").write_text("5")  # the highest level counts from here
+    before = status("VmRSS")
+    read(path, budget, f"{scratch}-{budget}")
+    print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_reading_sorting_and_weighing_grow_a_process_by_no_more_than_the_budget(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, count in (("small", 60_000), ("large", 500_000)):
+        # Columns one after another, as some programs write them: no row is whole before the file is.
+        rows, columns = rng.integers(0, 5000, count), np.sort(rng.integers(0, 20_000, count))
+        scipy.io.mmwrite(tmp_path / f"{name}.mtx", scipy.sparse.coo_array((rng.random(count), (rows, columns)), shape=(5000, 20_000)))
+    budgets = [8 << 20, 16 << 20, 100 << 20]
+    told = [str(budget) for budget in budgets]
+    paths = [tmp_path / "small.mtx", tmp_path / "large.mtx", tmp_path / "scratch"]
+    result = subprocess.run([sys.executable, "-c", GROWTH, *paths, *told], capture_output=True, text=True, check=True)
+    grown = [int(line) for line in result.stdout.split()]
+    assert all(one <= budget for one, budget in zip(grown, budgets, strict=True)), (grown, budgets)
+    # Sorted on disk within the first two, in memory within the last.
+    assert [(tmp_path / f"scratch-{budget}" / "rows").exists() for budget in budgets] == [True, True, False]

@@ -44,3 +44,15 @@ def test_what_makes_no_components_is_wrong_use_and_too_little_memory_is_not(sash
     result = sash("pca", "docs.mtx", "--components", "3", "--budget", "1 KiB")
     assert result.exit_code == 1
     assert "at least" in result.stderr
+
+
+def test_names_and_a_report_come_with_the_components(sash, folder):
+    scipy.io.mmwrite(folder / "docs.mtx", scipy.sparse.csr_array(np.random.default_rng(0).poisson(0.3, (40, 20))))
+    (folder / "words.txt").write_text("".join(f"term{place}\n" for place in range(20)))
+    result = sash("pca", "docs.mtx", "--components", "3", "--names", "words.txt", "--html", "page.html")
+    assert result.exit_code == 0, result.output
+    assert "wrote page.html" in result.stderr
+    page = (folder / "page.html").read_text(encoding="utf-8")
+    assert "term1" in page
+    assert "Scree plot" in page
+    assert sash("pca", "docs.mtx", "--components", "3", "--names", "page.html").exit_code == 2

@@ -59,7 +59,7 @@ class PCAEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     def inverse_transform(self, X: Any) -> np.ndarray:  # noqa: N803
         """Dense rows, as weighed, whose scores these are: what the components tell of them."""
         check_is_fitted(self)
-        scores = check_array(X, dtype=np.float64)
+        scores = check_array(X, dtype="float64")
         rows = scores @ self.components_
         return (rows if self.result_.scale is None else rows / self.result_.scale) + self.mean_
 
