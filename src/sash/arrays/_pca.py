@@ -28,7 +28,7 @@ from sash.arrays._pca_ways import Asked, Way, choose, without_time
 from sash.arrays._rates import array_rates
 from sash.arrays._running import MAPPED_FROM, Options, showing
 from sash.arrays._sweep import Sweep, cut_rows
-from sash.arrays._tridiagonal import Reduced
+from sash.arrays._tridiagonal import Reduced, parted
 from sash.arrays._weights import Weighted, Weights
 from sash.errors import InputError, SashError
 from sash.heap import blocks_given_back
@@ -299,15 +299,15 @@ class _Found:
     """From the first to before the last, in columns."""
     spectrum: np.ndarray
     """The Gram matrix's largest eigenvalues: `count` of them at least."""
-    group: int
-    """Vectors that are made at once."""
+    groups: tuple[tuple[int, int], ...]
+    """From the first to before the last of vectors that are made together."""
 
 
 def _values(job: _Job, centred: Centred, note: Path | None, done: set[int] | None) -> _Found:
     if job.way.method == "gram":
         return _by_gram(job, centred, note, done is not None)
     found = _by_krylov(job, centred) if job.way.method == "krylov" else _by_randqb(job, centred)
-    return _Found(len(found.values), lambda start, stop: found.vectors[:, start:stop], found.values, len(found.values))
+    return _Found(len(found.values), lambda start, stop: found.vectors[:, start:stop], found.values, ((0, len(found.values)),))
 
 
 def _by_krylov(job: _Job, centred: Centred) -> Pairs:
@@ -380,13 +380,16 @@ def _by_gram(job: _Job, centred: Centred, note: Path | None, resumed: bool) -> _
     whole = reduced
 
     def turned(start: int, stop: int) -> np.ndarray:
-        found = whole.vectors(start, stop)
+        found = whole.vectors(start, stop, values, way.workers)
         whole.turned_back(found, way.workers)
         if start == 0 and stop == count and values[count - 1] <= _DOUBTFUL * values[0] and (not asked.filed or count <= way.chunk):
             return _sharpened(centred, found)[1]
         return found
 
-    return _Found(count, turned, values, min(way.group, count))
+    groups = parted(values, 0, count, max(way.group, 1))
+    if groups is None:
+        raise SashError(f"more than {way.group} eigenvalues are equal but for rounding, and there is room for no more vectors at once.")
+    return _Found(count, turned, values, tuple(groups))
 
 
 def _by_randqb(job: _Job, centred: Centred) -> Pairs:
@@ -426,29 +429,22 @@ def _chunks(
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
     """Loadings, scores and numbers of components, chunk by chunk, each with the place of its first."""
     rows, chunk = job.matrix.shape[0], job.way.chunk
-    vectors, first, last = np.empty((0, 0)), 0, 0
-    left = 0.35
-    for start in range(0, made.count, chunk):
-        stop = min(start + chunk, made.count)
-        if start in done:
-            continue
-        if start >= last:
-            vectors = np.empty((0, 0))
-            # As a run that was not interrupted would: other ranges have other last bits.
-            group = max(made.group // chunk, 1) * chunk
-            first = start // group * group
-            last = min(first + group, made.count)
-            vectors = made.vectors(first, last)
-        own = np.ascontiguousarray(vectors[:, start - first : stop - first])
-        loadings, scores, values, residuals = _both_sides(centred, own)
-        small = {
-            "singular_values": values,
-            "explained_variance": values**2 / (rows - 1),
-            "explained_variance_ratio": values**2 / ((rows - 1) * centred.moments.total),
-            "residuals": residuals,
-        }
-        job.tick(left * (stop - start) / made.count)
-        yield start, loadings, scores, small
+    for first, last in made.groups:
+        starts = [start for start in range(first, last, chunk) if start not in done]
+        # All of a group, as in a run that was not interrupted: of other ranges the last bits are others.
+        vectors = made.vectors(first, last) if starts else np.empty((0, 0))
+        for start in starts:
+            stop = min(start + chunk, last)
+            own = np.ascontiguousarray(vectors[:, start - first : stop - first])
+            loadings, scores, values, residuals = _both_sides(centred, own)
+            small = {
+                "singular_values": values,
+                "explained_variance": values**2 / (rows - 1),
+                "explained_variance_ratio": values**2 / ((rows - 1) * centred.moments.total),
+                "residuals": residuals,
+            }
+            job.tick(0.35 * (stop - start) / made.count)
+            yield start, loadings, scores, small
 
 
 def _both_sides(centred: Centred, own: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -86,7 +86,7 @@ def choose(
     for name in ("krylov", "gram", "randqb"):
         if name == "randqb" and asked.variance is None:
             continue
-        for way in _ways(name, matrix, asked, workers, rates, reading):
+        for way in _ways(name, matrix, asked, budget - spare, workers, rates, reading):
             way = replace(way, peak_bytes=way.peak_bytes + spare)
             least[name] = min(least.get(name, way.peak_bytes), way.peak_bytes)
             if way.peak_bytes <= budget:
@@ -120,7 +120,13 @@ def _error(name: str, asked: Asked) -> float:
 
 
 def _ways(
-    name: str, matrix: Matrix, asked: Asked, workers: int, rates: ArrayRates, reading: Callable[[int, int], tuple[Sweep, int]]
+    name: str,
+    matrix: Matrix,
+    asked: Asked,
+    budget: int,
+    workers: int,
+    rates: ArrayRates,
+    reading: Callable[[int, int], tuple[Sweep, int]],
 ) -> Iterator[Way]:
     """A method's sizes, the quickest first."""
     side, count = min(matrix.shape), min(asked.components or asked.likely, min(matrix.shape))
@@ -129,9 +135,12 @@ def _ways(
     for threads in fewer(workers):
         for stored in portions:
             if name == "gram":
-                for group in dict.fromkeys((count if asked.components else side, min(4096, side), min(CHUNK, side))):
-                    for chunk in dict.fromkeys((min(CHUNK, group), min(64, group), min(NARROW, group))):
-                        yield _gram(matrix, asked, threads, stored, chunk, group, rates, reading(threads, stored)[1])
+                for chunk in dict.fromkeys((min(CHUNK, count), min(64, count), min(NARROW, count))):
+                    least = _gram(matrix, asked, threads, stored, chunk, chunk, rates, reading(threads, stored)[1])
+                    # As many eigenvectors at once as there is room for: those of one group are orthogonal whatever their values.
+                    room = max(budget - least.peak_bytes, 0) // (8 * side)
+                    group = min(chunk + room, count if asked.components else side)
+                    yield _gram(matrix, asked, threads, stored, chunk, group, rates, reading(threads, stored)[1])
                 continue
             for held in (True, False) if matrix.sparse else (False,):
                 if held and stored != portions[0]:

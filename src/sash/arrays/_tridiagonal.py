@@ -31,6 +31,10 @@ LAST = 128
 """Columns that are left to LAPACK in one go."""
 _PARTS = 8
 """Of a product with the matrix, summed in order, so that the bits do not depend on how many threads there are."""
+_PIECE = 2048
+"""Eigenvectors that a thread finds at once, at most."""
+_GAP = 1e-9
+"""Of the largest eigenvalue: vectors to both sides of a wider one are orthogonal to 1e-7 or better."""
 _TURNED = 64
 """Vectors that a thread turns at once."""
 NOTED_S = 240.0
@@ -152,10 +156,21 @@ class Reduced:
             raise SashError(f"LAPACK's DSTERF found only {len(values) - info} of {len(values)} eigenvalues; the matrix holds huge numbers?")
         return values[::-1]
 
-    def vectors(self, first: int, last: int) -> np.ndarray:
+    def vectors(self, first: int, last: int, values: np.ndarray, threads: int = 1) -> np.ndarray:
         """Eigenvectors of the tridiagonal matrix, of eigenvalues from the first to before the last, the largest counted 0."""
+        found = np.empty((len(self.diagonal), last - first), order="F")
+        pieces = parted(values, first, last, _PIECE) or [(first, last)]
+
+        def piece(own: tuple[int, int]) -> None:
+            # The smallest comes first there.
+            self._vectors(*own, found[:, last - own[1] : last - own[0]])
+
+        with ThreadPoolExecutor(threads, "sash") as pool:
+            list(map(piece, pieces) if threads == 1 else pool.map(piece, pieces))
+        return found[:, ::-1]
+
+    def _vectors(self, first: int, last: int, found: np.ndarray) -> None:
         side, count = len(self.diagonal), last - first
-        found = np.empty((side, count), order="F")
         values, counted, tried = np.empty(side), np.zeros(1, np.int32), np.ones(1, np.int32)
         work, whole, support = np.empty(18 * side), np.empty(10 * side, np.int32), np.empty(2 * max(count, 1), np.int32)
         diagonal, beside = self.diagonal.copy(), np.append(self.beside, 0.0)
@@ -166,7 +181,6 @@ class Reduced:
         )  # fmt: skip
         if info or counted[0] != count:
             raise SashError(f"LAPACK's DSTEMR ended with {info} and {counted[0]} of {count} eigenvectors.")
-        return found[:, ::-1]
 
     def turned_back(self, vectors: np.ndarray, threads: int = 1) -> None:
         """Make eigenvectors of the tridiagonal matrix those of the matrix, in place; Fortran's order, or its columns from last to first."""
@@ -184,6 +198,23 @@ class Reduced:
         starts = range(0, forward.shape[1], _TURNED)
         with ThreadPoolExecutor(threads, "sash") as pool:
             list(map(turn, starts) if threads == 1 else pool.map(turn, starts))
+
+
+def parted(values: np.ndarray, first: int, last: int, most: int) -> list[tuple[int, int]] | None:
+    """Runs of at most so many eigenvalues, cut where they lie apart; None where as many lie together.
+
+    Vectors of one run are orthogonal however near their values; those of two runs are as far as the gap between them is wide.
+    """
+    found, start = list[tuple[int, int]](), first
+    while last - start > most:
+        low, high = start + max(most * 3 // 4, 1), start + most
+        gaps = values[low - 1 : high] - values[low : high + 1]
+        place = int(np.argmax(gaps))
+        if gaps[place] <= _GAP * values[0]:
+            return None
+        found.append((start, low + place))
+        start = low + place
+    return [*found, (start, last)]
 
 
 def _reflector(column: np.ndarray) -> tuple[float, float]:
