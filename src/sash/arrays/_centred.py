@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse
 
 from sash.arrays._moments import Moments
-from sash.arrays._spmm import gathered, scattered, there_and_back
+from sash.arrays._spmm import centre, gathered, scattered, there_and_back
 from sash.arrays._sweep import Sweep, cut_rows
 
 STRIP = 32
@@ -54,7 +54,7 @@ class Centred:
 
     def forth(self, vectors: np.ndarray) -> np.ndarray:
         """(X - 1 m') D times vectors of as many numbers as there are columns."""
-        scaled = vectors * self.moments.scale[:, None]
+        scaled = self._scaled(vectors)
         offset = self.moments.mean @ scaled
         if self.held:
             return self._gathered(self._rows, scaled, offset)
@@ -87,12 +87,11 @@ class Centred:
 
             self.sweep.run(work, self.passed)
             made = _added(lanes)
-        made -= np.outer(self.moments.mean, sums)
-        made *= self.moments.scale[:, None]
+        centre(made, self.moments.mean, sums, self.moments.scale)
         return made
 
     def _there_and_back(self, vectors: np.ndarray) -> np.ndarray:
-        scaled = vectors * self.moments.scale[:, None]
+        scaled = self._scaled(vectors)
         offset = self.moments.mean @ scaled
         lanes = [np.zeros(vectors.shape) for _ in range(self.sweep.lanes)]
         sums = [np.zeros(vectors.shape[1]) for _ in range(self.sweep.lanes)]
@@ -104,9 +103,16 @@ class Centred:
 
         self.sweep.run(work, self.passed)
         made = _added(lanes)
-        made -= np.outer(self.moments.mean, _added(sums))
-        made *= self.moments.scale[:, None]
+        centre(made, self.moments.mean, _added(sums), self.moments.scale)
         return made
+
+    def _scaled(self, vectors: np.ndarray) -> np.ndarray:
+        """Numbers of columns as scaled; no copy where they are not."""
+        return vectors * self.moments.scale[:, None] if self._scales else vectors
+
+    @cached_property
+    def _scales(self) -> bool:
+        return bool((self.moments.scale != 1).any())
 
     @cached_property
     def _rows(self) -> scipy.sparse.csr_array:

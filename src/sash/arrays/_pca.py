@@ -435,7 +435,7 @@ def _chunks(
         vectors = made.vectors(first, last) if starts else np.empty((0, 0))
         for start in starts:
             stop = min(start + chunk, last)
-            own = np.ascontiguousarray(vectors[:, start - first : stop - first])
+            own = np.array(vectors[:, start - first : stop - first], order="C")
             loadings, scores, values, residuals = _both_sides(centred, own)
             small = {
                 "singular_values": values,
@@ -451,11 +451,20 @@ def _both_sides(centred: Centred, own: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """Loadings, scores, singular values and residuals, of unit vectors on the smaller side; the largest loading is positive."""
     other = centred.back(own) if centred.of_rows else centred.forth(own)
     values = np.linalg.norm(other, axis=0)
-    divided = other / np.where(values > 0, values, 1.0)
-    again = centred.forth(divided) if centred.of_rows else centred.back(divided)
-    again -= own * values
-    residuals = np.linalg.norm(again, axis=0) / np.where(values > 0, values, 1.0)
+    divisors = np.where(values > 0, values, 1.0)
+    other /= divisors
+    again = centred.forth(other) if centred.of_rows else centred.back(other)
+    own *= values
+    again -= own
+    residuals = np.linalg.norm(again, axis=0) / divisors
     del again
-    loadings, scores = (divided, own * values) if centred.of_rows else (own, other)
+    if centred.of_rows:
+        loadings, scores = other, own
+    else:
+        own /= divisors
+        other *= values
+        loadings, scores = own, other
     signs = np.sign(loadings[np.argmax(np.abs(loadings), axis=0), np.arange(loadings.shape[1])])
-    return loadings * signs, scores * signs, values, residuals
+    loadings *= signs
+    scores *= signs
+    return loadings, scores, values, residuals

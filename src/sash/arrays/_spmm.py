@@ -59,3 +59,11 @@ def there_and_back(pointers, at, values, vectors, offset, into, sums):
             for column in range(width):
                 target[column] += value * made[column]
         sums += made
+
+
+@njit(nogil=True, cache=True)
+def centre(made, mean, sums, scale):
+    """`made = (made - outer(mean, sums)) * scale`, row by row, in place."""
+    for row in range(len(made)):
+        for column in range(made.shape[1]):
+            made[row, column] = (made[row, column] - mean[row] * sums[column]) * scale[row]
