@@ -7,7 +7,7 @@ import io
 import re
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ import scipy.sparse
 from sash.arrays._matrix import HeldMatrix, Matrix, no_numbers
 from sash.arrays._matrix_lines import FORTRAN, PLUS, look
 from sash.arrays._matrix_sorted import Dealt, dealt_before, open_dealt, sorting_bytes
-from sash.arrays._running import processors
+from sash.arrays._running import processors, showing
 from sash.arrays._store_source import Seen
 from sash.errors import DoesNotFit, InputError
 from sash.units import format_bytes
@@ -63,7 +63,7 @@ class Header:
         return self.entries * (1 if self.symmetry == "general" else 2)
 
 
-def open_market(path: Path, budget_bytes: int, scratch: Path | None, names: tuple[str, ...] | None) -> Matrix:
+def open_market(path: Path, budget_bytes: int, scratch: Path | None, progress: bool | None) -> Matrix:
     """The matrix of a file; in memory where half of the budget holds it, else in rows in order below `scratch`, found again there later.
 
     A pattern's entries are ones. Entries that come twice are summed. Raises `InputError` with the number of the line that is not as the
@@ -77,11 +77,11 @@ def open_market(path: Path, budget_bytes: int, scratch: Path | None, names: tupl
             raise no_numbers(told, header.shape)
         text = _Text(file, header, told, _text_bytes(budget_bytes))
         if header.layout == "array":
-            return _dense(text, seen, budget_bytes, names)
+            return _dense(text, seen, budget_bytes)
         if header.most_nnz * _PER_ENTRY + 16 * header.shape[0] + text.held_bytes <= budget_bytes // 2:
             held = _held(text)
             seen.check(path)
-            return HeldMatrix(held, told, identity, names, owned=True)
+            return HeldMatrix(held, told, identity, owned=True)
         least = 2 * (header.most_nnz * _PER_ENTRY + 16 * header.shape[0] + text.held_bytes)
         if scratch is None:
             raise DoesNotFit(
@@ -96,9 +96,11 @@ def open_market(path: Path, budget_bytes: int, scratch: Path | None, names: tupl
             raise DoesNotFit(f"Sorting {told} takes a budget of {format_bytes(least)}; it is {format_bytes(budget_bytes)}.", least)
         folder = scratch / "rows"
         if not dealt_before(folder, identity):
-            _deal(text, Dealt(header.shape, header.most_nnz, folder, budget_bytes - text.held_bytes, told), identity)
+            with showing(progress, f"reading {path.name}", seen.size) as tick:
+                text.tick = tick
+                _deal(text, Dealt(header.shape, header.most_nnz, folder, budget_bytes - text.held_bytes, told), identity)
         seen.check(path)
-    return open_dealt(folder, header.shape[1], told, identity, names)
+    return open_dealt(folder, header.shape[1], told, identity, None)
 
 
 @dataclass
@@ -109,6 +111,8 @@ class _Text:
     header: Header
     told: str
     part_bytes: int
+    tick: Callable[[float], None] = lambda count: None
+    """Told bytes of the file that were read, as they lie there."""
 
     @property
     def held_bytes(self) -> int:
@@ -153,9 +157,12 @@ class _Text:
 
     def _texts(self) -> Iterator[bytes]:
         """Whole lines, some at a time."""
-        rest, lines = b"", self.header.lines
+        rest, lines, before = b"", self.header.lines, 0
         while True:
             more, failed = self._more(self.part_bytes - len(rest))
+            place = self._place()
+            self.tick(place - before)
+            before = place
             text = rest + more
             if failed is not None:
                 lines += text.count(b"\n")
@@ -184,6 +191,10 @@ class _Text:
         except (EOFError, OSError, zlib.error) as error:
             return b"".join(pieces), error
         return b"".join(pieces), None
+
+    def _place(self) -> int:
+        """Bytes of the file that were read; of a packed one, packed."""
+        return self.file.fileobj.tell() if isinstance(self.file, gzip.GzipFile) else self.file.tell()  # type: ignore[union-attr]
 
     _unended = False
 
@@ -294,7 +305,7 @@ def _deal(text: _Text, dealt: Dealt, identity: dict[str, Any]) -> None:
         raise
 
 
-def _dense(text: _Text, seen: Seen, budget_bytes: int, names: tuple[str, ...] | None) -> Matrix:
+def _dense(text: _Text, seen: Seen, budget_bytes: int) -> Matrix:
     """Of the array layout: columns one after another, of symmetric ones what is below the diagonal."""
     header = text.header
     rows, columns = header.shape
@@ -318,7 +329,7 @@ def _dense(text: _Text, seen: Seen, budget_bytes: int, names: tuple[str, ...] | 
         column, row = np.triu_indices(rows, int(skew))
         dense[row, column], dense[column, row] = values, -values if skew else values
     seen.check(seen.path)
-    return HeldMatrix(dense, text.told, {"matrix": seen.identity}, names, owned=True)
+    return HeldMatrix(dense, text.told, {"matrix": seen.identity}, owned=True)
 
 
 def _opened(path: Path) -> io.BufferedReader | gzip.GzipFile:

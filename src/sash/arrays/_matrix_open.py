@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,18 @@ from sash.errors import InputError
 _SUFFIXES = (".mtx", ".mtx.gz", ".npz", ".npy", ".zarr", ".h5ad", ".h5")
 
 
-def open_matrix(source: Any, *, budget_bytes: int, scratch: Path | None = None, names: Names | None = None) -> Matrix:
+def open_matrix(
+    source: Any, *, budget_bytes: int, scratch: Path | None = None, names: Names | None = None, progress: bool | None = False
+) -> Matrix:
     """The matrix of a numpy array, one of scipy.sparse, or a file: .mtx, .mtx.gz, .npz, .npy, .zarr, .h5ad.
 
     What reading holds stays within `budget_bytes`, also while a file is put in order of rows. That is done below `scratch`, where a file
     is not in that order and half of the budget does not hold it; the folder is the caller's to take away once the job, and all taking
     up of it, is done. Without `names` those in the file count, or the lines of docs.vocab.txt beside docs.mtx.
+    `progress` shows a bar while a text is put in order.
     Raises `InputError` for what is no matrix of finite real numbers, `DoesNotFit` where the budget does not hold what has to be.
     """
-    matrix = source if isinstance(source, Matrix) else _opened(source, budget_bytes, scratch)
+    matrix = source if isinstance(source, Matrix) else _opened(source, budget_bytes, scratch, progress)
     try:
         if names is not None:
             matrix.names = column_names(names, matrix.shape[1])
@@ -38,12 +42,14 @@ def open_matrix(source: Any, *, budget_bytes: int, scratch: Path | None = None, 
     except InputError:
         matrix.close()
         raise
+    if matrix.names is not None and matrix is not source:
+        matrix.held_bytes += sum(map(sys.getsizeof, matrix.names)) + 8 * len(matrix.names)
     return matrix
 
 
-def _opened(source: Any, budget_bytes: int, scratch: Path | None) -> Matrix:
+def _opened(source: Any, budget_bytes: int, scratch: Path | None, progress: bool | None) -> Matrix:
     if isinstance(source, (str, os.PathLike)):
-        return _from_path(Path(source), budget_bytes, scratch)
+        return _from_path(Path(source), budget_bytes, scratch, progress)
     if scipy.sparse.issparse(source):
         return HeldMatrix(source)
     if isinstance(source, np.ndarray) and not isinstance(source, (np.memmap, np.ma.MaskedArray)):
@@ -53,7 +59,7 @@ def _opened(source: Any, budget_bytes: int, scratch: Path | None) -> Matrix:
     return StoredDense(open_source(source), "the array")
 
 
-def _from_path(path: Path, budget_bytes: int, scratch: Path | None) -> Matrix:
+def _from_path(path: Path, budget_bytes: int, scratch: Path | None, progress: bool | None) -> Matrix:
     name = path.name.lower()
     if not name.endswith(_SUFFIXES):
         raise InputError(f"{path} is none of {', '.join(_SUFFIXES)}; these are what matrices are read from.")
@@ -65,7 +71,7 @@ def _from_path(path: Path, budget_bytes: int, scratch: Path | None) -> Matrix:
     if not os.access(path, os.R_OK):
         raise InputError(f"{path} cannot be read: its permissions do not allow it.")
     if name.endswith((".mtx", ".mtx.gz")):
-        return open_market(path, budget_bytes, scratch, None)
+        return open_market(path, budget_bytes, scratch, progress)
     if name.endswith(".npz"):
         return open_npz(path, budget_bytes, scratch)
     if name.endswith((".h5ad", ".h5")):

@@ -90,7 +90,7 @@ def pca(
             asked = _asked(matrix, components, variance, tolerance, out is not None, np.dtype(loadings))
             return asked, *_planned(matrix, asked, options, threads, method, out is not None)
 
-        matrix, (asked, way, plan) = opened_within(source, options.budget_bytes, scratch, weights, planned, now, names)
+        matrix, (asked, way, plan) = opened_within(source, options.budget_bytes, scratch, weights, planned, now, names, options.progress)
         told = plan.operation
         if plan_only:
             return plan

@@ -24,6 +24,7 @@ def opened_within(
     planned: Callable[[Matrix], Plan],
     now: ExitStack,
     names: Names | None = None,
+    progress: bool | None = False,
 ) -> tuple[Matrix, Plan]:
     """The matrix, weighed and closed with `now`, and the plan that `planned` makes of it.
 
@@ -34,7 +35,7 @@ def opened_within(
     refused: DoesNotFit | None = None
     for share in (budget, budget // 4, 0):
         try:
-            given = open_matrix(source, budget_bytes=share or _reading(source, scratch), scratch=scratch, names=names)
+            given = open_matrix(source, budget_bytes=share or _reading(source, scratch), scratch=scratch, names=names, progress=progress)
         except DoesNotFit as error:
             refused = error
             continue

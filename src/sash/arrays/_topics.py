@@ -79,7 +79,7 @@ def topics(
         if scratch is not None:
             stack.callback(remove, scratch)
         stack.enter_context(blocks_given_back(MAPPED_FROM))
-        matrix = open_matrix(source, budget_bytes=limit, scratch=scratch, names=names)
+        matrix = open_matrix(source, budget_bytes=limit, scratch=scratch, names=names, progress=progress)
         stack.callback(matrix.close)
         cut = _cut(matrix, topics, target is None, batch_rows, limit)
         plan = _plan(matrix, topics, cut, passes, limit)

@@ -9,11 +9,15 @@ from dataclasses import MISSING, fields, is_dataclass
 from enum import StrEnum
 from functools import cache
 from types import GenericAlias
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from sash.cost import Cost, Forecast, Measurement, Timeline
 from sash.errors import InputError
 from sash.plans import Largest, Plan
+
+if TYPE_CHECKING:
+    # Types alone: the folder needs numba.
+    from sash.arrays import PCA, TopicModel
 
 _SCHEMAS: dict[str, type[Cost]] = {"sash.forecast/1": Forecast, "sash.measurement/1": Measurement}
 
@@ -21,8 +25,9 @@ Read = Callable[[Any, str], Any]
 """Turns a parsed JSON value into a field's value; the text names the field in messages."""
 
 
-def to_json(result: Cost | Plan | Largest) -> str:
-    """A result as one JSON object: its fields by their names, after `"schema"`; a plan as `Plan.from_json` reads it back.
+def to_json(result: Cost | Plan | Largest | PCA | TopicModel) -> str:
+    """A result as one JSON object: its fields by their names, after `"schema"`; a plan as `Plan.from_json` reads it back. Of components and
+    topics, what a page shows, without the arrays.
 
     Bytes and MACs are whole numbers, times are seconds. Keys and order are stable within a schema.
     """
