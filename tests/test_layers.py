@@ -27,7 +27,14 @@ ALLOWED = {
 
 FOREIGN_TO_WINDOW = {"torch", "numpy", "scipy"}
 
-RESULTS = ("cost/_results.py", "plans/_plan.py", "plans/_largest.py", "arrays/_topics_result.py", "arrays/_pca_result.py")
+RESULTS = (
+    "cost/_results.py",
+    "plans/_plan.py",
+    "plans/_largest.py",
+    "arrays/_plan.py",
+    "arrays/_topics_result.py",
+    "arrays/_pca_result.py",
+)
 """The one exception: the methods of a result type may import sash.report, inside the method."""
 
 

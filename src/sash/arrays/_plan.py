@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 
 from sash.units import format_bytes, format_seconds, format_shape
@@ -54,6 +55,12 @@ class ArrayPlan:
     def to_json(self) -> str:
         """The plan as JSON."""
         return json.dumps({"schema": "sash.array-plan/1", **asdict(self)})
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write a page that opens offline: figures, how the output is cut, ways that were weighed; raises `InputError` where it cannot."""
+        from sash.report import plan_to_html
+
+        plan_to_html(self, path)
 
     def __str__(self) -> str:
         lines = [

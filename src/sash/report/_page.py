@@ -16,9 +16,9 @@ from string import Template
 from sash.errors import InputError, SashError
 
 
-def page(title: str, sections: Iterable[str], data: object, script: str) -> str:
-    """Sections of HTML, and the data and the script, of this folder, that draw their charts; raises `SashError` without plotly."""
-    plotly, own = _plotly(), _asset(script)
+def page(title: str, sections: Iterable[str], data: object = None, script: str | None = None) -> str:
+    """Sections of HTML, and the data and the script, of this folder, that draw their charts; raises `SashError` where a script lacks plotly."""
+    plotly, own = (_plotly(), _asset(script)) if script is not None else ("", "")
     return Template(_asset("page.html")).substitute(
         title=f"{escape(title)} – sash",
         # Only these two scripts run, whatever a name in the data may hold; and the page can load nothing.

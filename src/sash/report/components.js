@@ -39,7 +39,7 @@ function scree() {
   };
   const layout = around({
     xaxis: axis("component", { showgrid: false, range: few ? [0.4, count + 0.6] : [0, count * 1.02] }),
-    yaxis: axis("explained by each", { type: few ? "linear" : "log", tickformat: few ? ".1%" : "~%", color: colour("parameter") }),
+    yaxis: axis("explained by each", { type: few ? "linear" : "log", dtick: few ? undefined : "D2", tickformat: few ? ".1%" : "~%", color: colour("parameter") }),
     yaxis2: axis("explained so far", {
       overlaying: "y", side: "right", range: [0, Math.min(1, last * 1.12)], tickmode: "auto", nticks: 6, tickformat: ".0%", showgrid: false, color: colour("gradient"),
     }),
