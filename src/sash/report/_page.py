@@ -17,7 +17,7 @@ from sash.errors import InputError, SashError
 
 
 def page(title: str, sections: Iterable[str], data: object = None, script: str | None = None) -> str:
-    """Sections of HTML, and the data and the script, of this folder, that draw their charts; raises `SashError` where a script lacks plotly."""
+    """Sections of HTML, and the data and script that draw their charts, if there are any; raises `SashError` where these lack plotly."""
     plotly, own = (_plotly(), _asset(script)) if script is not None else ("", "")
     return Template(_asset("page.html")).substitute(
         title=f"{escape(title)} – sash",
