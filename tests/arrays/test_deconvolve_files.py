@@ -107,7 +107,7 @@ def kill_after(child, journal, tasks):
 @pytest.mark.parametrize(
     ("told", "after"),
     [
-        ({"budget": "20 MB", "noise": 0}, (2, 14)),
+        ({"budget": "12 MB", "noise": 0}, (2, 14)),
         ({"budget": "40 MB", "method": "richardson-lucy", "iterations": 6}, (40,)),
         ({"budget": "40 MB", "adjoint": True, "boundary": "mirror"}, (3,)),
     ],
