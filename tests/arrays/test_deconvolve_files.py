@@ -65,9 +65,7 @@ def test_budget_workers_and_files_do_not_change_a_bit(tmp_path, monkeypatch, way
 
 def test_the_least_budget_runs_and_less_does_not():
     data = np.random.default_rng(2).random((900, 800))
-    with pytest.raises(
-        DoesNotFit, match=r"deconvolution of 900x800 .* holds .* at least; the budget is 1\.00 MiB.*give `out`"
-    ) as refused:
+    with pytest.raises(DoesNotFit, match=r"deconvolution of 900x800 .* holds .* at least; the budget is 1\.00 MiB.*give `out`") as refused:
         deconvolve(data, KERNEL, budget="1 MiB", noise=0)
     least = refused.value.least_bytes
     deconvolve(data, KERNEL, budget=least, noise=0)
