@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import ceil, prod
 from typing import Any, overload
@@ -12,15 +12,17 @@ from typing import Any, overload
 import numpy as np
 
 from sash.arrays._border import FILL, places
-from sash.arrays._fir import converted
+from sash.arrays._fir import ROWS, converted
 from sash.arrays._planes import Part, Planes
 from sash.arrays._ring import ROW_BYTES, Ring, most_rows
 from sash.arrays._room import Room, plain
-from sash.arrays._stage import Near, Stage
+from sash.arrays._stage import Correlate, Near, Stage
 from sash.arrays._store import Sink, Source
 from sash.arrays._turns import run_in_turn
 from sash.window import Interval
 
+CONVERTED = 1 << 17
+"""Numbers that are made before they are converted to another type: half a MiB of fp32, which is in a cache still."""
 FEW = 12
 """Tasks in a row that are looked at where there are many alike."""
 MANY = 256
@@ -60,6 +62,11 @@ class Pass:
         """Whether what the stage makes is written in another type."""
         return self.sink_dtype != self.stage.dtype
 
+    def together(self, part: Part) -> int:
+        """Rows of a part that are made before they are converted: few, where these are made as fast as many."""
+        few = max(CONVERTED // max(part.columns.length, 1), ROWS) if isinstance(self.stage, Correlate) else part.rows.length
+        return min(few, part.rows.length)
+
     def groups(self, cut: Cut) -> Iterator[list[Part]]:
         """All tasks, one group at a time, as there may be a great many: those whose rows come through one ring together, from the top
         down; apart, each by itself."""
@@ -91,11 +98,11 @@ class Pass:
             part = max(group, key=lambda one: one.rows.length)
             lanes = self.written.lanes(part.lead)
             made = part.rows.length * part.columns.length
-            there = self.written.part_of(sink.array, part) is not None and not self.converts
+            there = self.written.part_of(sink.array, part) is not None
             # The groups of a source that is read have a ring each, one group after the other.
             workers = cut.workers if self.apart or self.table is not None else min(cut.workers, len(group))
             kept = 0 if there else lanes * made * self.sink_dtype.itemsize
-            kept += made * self.stage.dtype.itemsize if self.converts else 0
+            kept += self.together(part) * part.columns.length * self.stage.dtype.itemsize if self.converts else 0
             working = self.stage.scratch_bytes(part.rows.length, part.columns.length)
             writing = sink.scratch_bytes(self.written.box(part))
             around = self.around(group)
@@ -434,18 +441,25 @@ class _Task:
         assert whole is not None
         lanes = range(len(whole)) if ring is not None else made.read.lane_numbers(part.lead)
         near = self.around.near(self.place, whole, ring)
-        given = made.written.part_of(self.sink.array, part) if not made.converts else None
-        if given is not None:
-            for lane, out in zip(lanes, given, strict=True):
-                made.stage.run(near(lane), part.rows, part.columns, out)
-            return
-        shape = part.rows.length, part.columns.length
-        written = self.empty("written", (len(lanes), *shape), made.sink_dtype)
-        buffer = self.empty("buffer", shape, made.stage.dtype) if made.converts else None
-        for lane, out in zip(lanes, written, strict=True):
-            if buffer is None:
-                made.stage.run(near(lane), part.rows, part.columns, out)
+        into, new = made.written.part_of(self.sink.array, part), None
+        if into is None:
+            new = self.empty("written", (len(lanes), part.rows.length, part.columns.length), made.sink_dtype)
+            into = list(new)
+        for lane, out in zip(lanes, into, strict=True):
+            if made.converts:
+                self._converted(near(lane), out)
             else:
-                made.stage.run(near(lane), part.rows, part.columns, buffer)
-                converted(buffer, out)
-        made.written.write(self.sink, part, written)
+                made.stage.run(near(lane), part.rows, part.columns, out)
+        if new is not None:
+            made.written.write(self.sink, part, new)
+
+    def _converted(self, near: Near, out: np.ndarray) -> None:
+        """A lane in another type than the stage's, some rows at a time."""
+        stage, part = self.made.stage, self.part
+        step = self.made.together(part)
+        buffer = self.empty("buffer", (step, part.columns.length), stage.dtype)
+        for top in range(0, part.rows.length, step):
+            rows = Interval(part.rows.start + top, min(part.rows.start + top + step, part.rows.stop))
+            own = near.rows[top : top + stage.reads(rows, part.columns)[0].length] if step < part.rows.length else near.rows
+            stage.run(replace(near, rows=own), rows, part.columns, buffer[: rows.length])
+            converted(buffer[: rows.length], out[top : top + rows.length])
