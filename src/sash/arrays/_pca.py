@@ -450,13 +450,13 @@ def _chunks(
 def _both_sides(centred: Centred, own: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Loadings, scores, singular values and residuals, of unit vectors on the smaller side; the largest loading is positive."""
     other = centred.back(own) if centred.of_rows else centred.forth(own)
-    values = np.linalg.norm(other, axis=0)
+    values = _lengths(other)
     divisors = np.where(values > 0, values, 1.0)
     other /= divisors
     again = centred.forth(other) if centred.of_rows else centred.back(other)
     own *= values
     again -= own
-    residuals = np.linalg.norm(again, axis=0) / divisors
+    residuals = _lengths(again) / divisors
     del again
     if centred.of_rows:
         loadings, scores = other, own
@@ -464,7 +464,12 @@ def _both_sides(centred: Centred, own: np.ndarray) -> tuple[np.ndarray, np.ndarr
         own /= divisors
         other *= values
         loadings, scores = own, other
-    signs = np.sign(loadings[np.argmax(np.abs(loadings), axis=0), np.arange(loadings.shape[1])])
+    signs = np.where(loadings.max(axis=0) >= -loadings.min(axis=0), 1.0, -1.0)
     loadings *= signs
     scores *= signs
     return loadings, scores, values, residuals
+
+
+def _lengths(columns: np.ndarray) -> np.ndarray:
+    """Of columns, without a copy of their squares."""
+    return np.sqrt(np.einsum("ij,ij->j", columns, columns))
