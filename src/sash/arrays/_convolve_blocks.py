@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from hashlib import sha256
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +53,7 @@ def _job(asked: Asked, name: str, label: str, made: Filter, error: float) -> Blo
     told = f"convolution of {format_shape(asked.source.shape)} {asked.source.dtype.name} with {format_shape(asked.taps.shape)}"
     facts: dict[str, Any] = {
         "operation": "convolve",
-        "kernel": sha256(np.ascontiguousarray(asked.taps).tobytes()).hexdigest(),
+        "kernel": asked.digest,
         "kernel_shape": list(asked.taps.shape),
         "mode": asked.mode,
         "boundary": asked.boundary,

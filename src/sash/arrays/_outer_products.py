@@ -57,7 +57,7 @@ def outer_products_of(kernel: np.ndarray, tolerance: float, most: int) -> tuple[
     if kernel.ndim == 1:
         return ((kernel,),), 0.0
     if kernel.ndim == 2:
-        if least_terms(kernel, tolerance, most + 1) > most:
+        if most < min(kernel.shape) and least_terms(kernel, tolerance, most + 1) > most:
             return None
         terms, off = outer_products(kernel, tolerance)
         return tuple(terms), off
