@@ -31,7 +31,7 @@ from _arrays_kept import Kept
 
 BENCH = Path(__file__).resolve().parent
 RESULT = BENCH / "results" / "arrays.json"
-ORDER = ("blur", "flat", "convolve", "huge", "truth", "stft", "kill", "deconvolve", "dask", "chooser")
+ORDER = ("blur", "flat", "convolve", "volume", "huge", "truth", "stft", "kill", "deconvolve", "dask", "chooser")
 PACKAGES = (
     "sash", "numpy", "scipy", "torch", "numba", "zarr", "tifffile", "soundfile", "dask", "opencv-python-headless", "librosa",
 )  # fmt: skip
