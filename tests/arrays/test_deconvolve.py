@@ -220,6 +220,31 @@ def test_noise_that_stands_out_where_the_kernel_passes_least_is_found():
         assert 0.1 <= plan.error / off(deconvolve(data, gauss(1.2), boundary="reflect"), signal) <= 10
 
 
+@pytest.mark.parametrize("method", ["auto", "inverse", "wiener"])
+def test_where_noise_is_hidden_the_error_lies_between_two_that_are_told(method):
+    hidden = 0
+    for number, (name, signal) in enumerate(signals().items()):
+        for sigma, noise, boundary in itertools.product((0.4, 1.2), (0, 1e-8, 1e-4), ("wrap", "mirror")):
+            rng = np.random.default_rng(number)
+            data = blurred(signal, gauss(sigma), boundary) + noise * rng.standard_normal(signal.shape)
+            told = {"boundary": boundary, "method": method}
+            try:
+                plan = deconvolve(data, gauss(sigma), plan_only=True, **told)
+            except InputError:
+                # Signal that is like noise for all that the data tell: the message asks for the noise.
+                continue
+            least, most = plan.error_range
+            assert least <= plan.error <= most
+            found = off(deconvolve(data, gauss(sigma), **told), signal)
+            assert least / 10 <= found <= 10 * most, (name, sigma, noise, boundary)
+            if most > 10 * least:
+                hidden += 1
+                assert "state noise=" in str(plan)
+                stated = deconvolve(data, gauss(sigma), plan_only=True, noise=max(noise, 1e-15), **told)
+                assert stated.error_range == (stated.error, stated.error)
+    assert hidden > 10
+
+
 def test_wiener_is_nearer_than_the_inverse_and_the_data_where_there_is_noise():
     signal = signals()["discs"]
     data = blurred(signal, gauss(1.2), "wrap") + 0.01 * np.random.default_rng(16).standard_normal(signal.shape)

@@ -34,3 +34,20 @@ def test_the_rates_of_arrays_are_shown_and_deleted(sash, folder, monkeypatch):
     result = sash("calibrate", "--arrays", "--show")
     assert "run: sash calibrate --arrays" in result.stderr
     assert "nothing was kept" in sash("calibrate", "--arrays", "--delete").stderr
+
+
+def test_a_volume_is_convolved_on_a_device_that_is_named(sash, folder):
+    rng = np.random.default_rng(0)
+    volume, kernel = rng.random((20, 30, 25)), rng.random((3, 5, 3))
+    np.save(folder / "volume.npy", volume)
+    np.save(folder / "kernel.npy", kernel)
+    result = sash("convolve", "volume.npy", "kernel.npy", "out.npy", "--device", "cpu", "--method", "direct")
+    assert result.exit_code == 0, result.output
+    np.testing.assert_allclose(np.load(folder / "out.npy"), arrays.convolve(volume, kernel), atol=1e-12)
+    result = sash("blur", "volume.npy", "2", "more.npy", "--device", "cpu", "--plan", "--json")
+    assert json.loads(result.stdout)["device"] == "cpu"
+    for verb in (("blur", "volume.npy", "2"), ("deconvolve", "volume.npy", "kernel.npy"), ("convolve", "volume.npy", "kernel.npy")):
+        result = sash(*verb, "more.npy", "--device", "tpu")
+        assert result.exit_code == 2
+        assert "device is 'tpu'; there are 'cpu', 'cuda'" in result.stderr
+    assert not (folder / "more.npy").exists()

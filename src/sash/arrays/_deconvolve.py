@@ -84,8 +84,9 @@ def deconvolve(
     neighbours. Noise that cannot be told from signal so is not known: state it.
 
     The plan has the condition number and, for each method, the expected error: the root mean square of result less x, by that of x (mean
-    included), over the signals and noises of the model. One pass over the data comes before the plan. `adjoint=True` gives the transposed
-    operator's output instead (x is then no estimate): for all v, w, ⟨convolve(v), w⟩ = ⟨v, deconvolve(w, adjoint=True)⟩, with any border.
+    included), over the signals and noises of the model; `error_range` is where it lies when noise is neither stated nor found. One pass
+    over the data comes before the plan. `adjoint=True` gives the transposed operator's output instead (x is then no estimate): for all v,
+    w, ⟨convolve(v), w⟩ = ⟨v, deconvolve(w, adjoint=True)⟩, with any border.
 
     All is computed in float64. The result is float64 where the source is, else fp32, or `dtype`. It is an array (or what was given as
     `out`), or the path in `out`, which appears when it is whole; after an interruption the same call goes on, to the same bits, which do
@@ -236,7 +237,10 @@ def _spectral(asked: _Asked, out: Any, options: Options) -> tuple[Phased, Deconv
     if chosen == "wiener":
         facts |= {"noise": supposed.noise, "signal": [supposed.scale, supposed.slope, supposed.corner, supposed.constant]}
     error = expected.inverse if chosen == "inverse" else expected.wiener
-    seen = Seen(asked.told, chosen, work, asked.source.shape, asked.written, facts, told, error, found.number, asked.device)
+    inverse = chosen == "inverse"
+    least = error if inverse else min(error, expected.wiener_least)
+    ends = least, max(error, expected.unseen if inverse else expected.wiener_unseen)
+    seen = Seen(asked.told, chosen, work, asked.source.shape, asked.written, facts, told, error, found.number, asked.device, ends)
     return planned(seen, asked.source, size)
 
 

@@ -28,6 +28,8 @@ MOST_CONDITION = 1e15
 """Of a kernel that is inverted: above, nothing is left of the weakest frequencies in float64."""
 MOST_BETWEEN = 256 << 20
 """Bytes between phases that an interrupted job to a file may lose."""
+_FAR = 1.5
+"""Times that an expected error's ends are apart from which on both are told."""
 
 
 class Work(Protocol):
@@ -59,6 +61,7 @@ class Seen:
     error: float
     condition: float
     device: torch.device | None = None
+    error_range: tuple[float, float] = (nan, nan)
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ class DeconvolutionPlan(ArrayPlan):
 
     condition: float = nan
     """The largest of the kernel's spectrum by its smallest; nan where there is no spectrum."""
+    error_range: tuple[float, float] = (nan, nan)
+    """Between what the error is to be expected, where noise was neither stated nor found, and data alone do not tell it: with none but
+    rounding, and with as much as could not be told from signal. Elsewhere both are `error`."""
 
     def to_json(self) -> str:
         """The plan as JSON."""
@@ -87,6 +93,12 @@ class DeconvolutionPlan(ArrayPlan):
         lines = super().__str__().splitlines()
         place = next(number for number, line in enumerate(lines) if line.startswith("error "))
         told = "not known before" if isnan(self.error) else f"{self.error:.1e} of the signal, root mean square, as the methods suppose it"
+        least, most = self.error_range
+        if most > _FAR * least:
+            told = (
+                f"{least:.1e} to {most:.1e} of the signal, root mean square: from no noise but rounding to as much as could not be told "
+                "from signal; state noise="
+            )
         lines[place] = f"error     {told}"
         if not isnan(self.condition):
             lines.insert(place, f"condition {self.condition:.1e}")
@@ -163,6 +175,7 @@ def planned(seen: Seen, source: Source, found: Fitted) -> tuple[Phased, Deconvol
         methods=seen.methods,
         condition=seen.condition,
         device=None if seen.device is None else str(seen.device),
+        error_range=seen.error_range,
     )
     return job, plan
 
@@ -181,6 +194,12 @@ def verdicts(chosen: str, found: Condition, expected: Errors, supposed: Model, f
     else:
         inverse = f"refused: condition {found.number:.1e}, above {MOST_CONDITION:.0e}; {weakest}"
     wiener = f"expected error {expected.wiener:.1e} with {supposed.told}, signal falling as frequency^-{supposed.slope:.1f} in power"
+    if expected.wiener_least < expected.wiener / _FAR:
+        wiener += f", {expected.wiener_least:.1e} if there is none but rounding"
+    if expected.wiener_unseen > _FAR * expected.wiener:
+        wiener += (
+            f"; up to {expected.wiener_unseen:.1e} with noise of up to {supposed.unseen**0.5:.1e}, which would not be told from signal"
+        )
     told = {"inverse": (expected.inverse if sound else nan, inverse), "wiener": (expected.wiener, wiener)}
     told["richardson-lucy"] = nan, "for data and kernels of 0 or more; its error is not known before"
     return tuple(

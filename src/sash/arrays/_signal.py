@@ -43,6 +43,8 @@ class Model:
     """Where the noise is from, in words."""
     unseen: float
     """Variance of noise that would not have been told from signal; 0 where noise was stated or found."""
+    least: float
+    """Variance of noise that there is in any case: all of it, or but rounding where the rest may be signal."""
 
     def signal(self, radii: np.ndarray) -> np.ndarray:
         """Its power where the square of the distance from frequency 0 is `radii`."""
@@ -63,7 +65,7 @@ def model(data: Data, spectrum: Spectrum, found: Condition, dtype: np.dtype, noi
     square = data.variance + data.mean**2
     stored = square * STORED[dtype.name] ** 2 if dtype.kind == "f" else 1 / 12
     freedom = data.averaged * (0.5 if any(line is not None and line.real for line in spectrum.lines) else 1.0)
-    unseen = 0.0
+    unseen, least = 0.0, None
     if noise is not None:
         variance, told = noise**2 + (stored if dtype.kind == "f" else 0.0), f"noise of {noise:.3g} as stated"
     else:
@@ -73,7 +75,7 @@ def model(data: Data, spectrum: Spectrum, found: Condition, dtype: np.dtype, noi
         if apart:
             variance, told, unseen = most, f"noise of {np.sqrt(most):.3g} found where the kernel passes least", 0.0
         elif wanted:
-            variance, unseen = max(min(data.detail**2, most), variance), 0.0
+            variance, unseen, least = max(min(data.detail**2, most), variance), 0.0, variance
             told = f"noise of {np.sqrt(variance):.3g} by neighbours' differences"
             if variance > _ALL * data.variance > 0:
                 raise InputError(
@@ -81,11 +83,12 @@ def model(data: Data, spectrum: Spectrum, found: Condition, dtype: np.dtype, noi
                     f"where the data's standard deviation is {np.sqrt(data.variance):.3g}: noise and signal cannot be told apart. "
                     "State noise=, its standard deviation."
                 )
+    least = (variance if least is None else least) + square * work**2
     variance += square * work**2
     slope, scale = _fitted(data, spectrum, variance, (power, passed, radii), freedom)
     whole = float(np.abs(spectrum.at(np.zeros(1, int), np.zeros(1, int)))[0, 0])
     constant = (data.mean / whole) ** 2 if whole > 1e-12 * found.most else 0.0
-    return Model(_short(variance), _short(scale), _short(slope), _short(_corner(spectrum)), _short(constant), told, unseen)
+    return Model(_short(variance), _short(scale), _short(slope), _short(_corner(spectrum)), _short(constant), told, unseen, _short(least))
 
 
 def _corner(spectrum: Spectrum) -> float:
@@ -183,6 +186,10 @@ class Errors:
     wiener: float
     unseen: float
     """Of an inverse, were there as much noise as would not be told from signal; 0 where noise was stated or found."""
+    wiener_unseen: float = 0.0
+    """The same of a Wiener filter that supposes less."""
+    wiener_least: float = 0.0
+    """Of a Wiener filter, were there no noise but rounding where it supposes more."""
 
 
 def errors(spectrum: Spectrum, found: Condition, supposed: Model, dtype: np.dtype, work: float) -> Errors:
@@ -206,4 +213,20 @@ def errors(spectrum: Spectrum, found: Condition, supposed: Model, dtype: np.dtyp
             lost += float((np.where(signal > 0, signal * noise / (passed * signal + noise), 0.0) * weights).sum())
     wiener = lost / float(sums[1]) / whole
     inverse, unseen = ((one * found.amplified / whole + stored) ** 0.5 for one in (noise, supposed.unseen))
-    return Errors(_short(inverse), _short((wiener + stored) ** 0.5), _short(unseen) if supposed.unseen else 0.0)
+
+    def filtered(actual: float, loses: bool) -> float:
+        """Of the Wiener filter for noise that it does not suppose: what it lets through of it, and the signal that it loses."""
+        total = 0.0
+        for passed, radii, weights in _grid(spectrum):
+            signal = supposed.signal(radii)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                own = np.where(signal > 0, passed * signal + noise, np.inf)
+                through = passed * (signal / own) ** 2 * actual + (signal * (noise / own) ** 2 if loses else 0)
+            total += float((np.nan_to_num(through, posinf=0.0) * weights).sum())
+        return (total / float(sums[1]) / whole + stored) ** 0.5
+
+    expected = (wiener + stored) ** 0.5
+    most = filtered(supposed.unseen, loses=True) if supposed.unseen else 0.0
+    # How much signal a filter loses that supposes too much noise rests on a model of what is below that noise, which nobody has seen.
+    least = filtered(supposed.least, loses=False) if supposed.least < supposed.noise else expected
+    return Errors(_short(inverse), _short(expected), _short(unseen) if supposed.unseen else 0.0, _short(most), _short(least))
