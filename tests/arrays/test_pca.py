@@ -279,3 +279,24 @@ def test_what_users_see_names_terms():
     assert json.loads(found.to_json())["components"] == 2
     with pytest.raises(InputError, match="give 5 columns"):
         found.transform(np.ones((3, 4)))
+
+
+def test_eigenvectors_in_groups_are_orthogonal_or_refused(monkeypatch):
+    from dataclasses import replace
+
+    from sash.arrays import _pca
+    from sash.errors import SashError
+
+    choose = _pca.choose
+
+    def tight(*given):
+        way, methods = choose(*given)
+        return replace(way, group=16, chunk=8), methods
+
+    monkeypatch.setattr(_pca, "choose", tight)
+    matrix = sparse(150, 300, 0.3)
+    found = pca(matrix, 60, method="gram")
+    assert_same_components(found, matrix)
+    assert np.abs(found.components @ found.components.T - np.eye(60)).max() < 1e-10
+    with pytest.raises(SashError, match="more than 16 eigenvalues are equal but for rounding"):
+        pca(spectrum(SPECTRA["flat"]), 40, method="gram")
