@@ -24,7 +24,7 @@ _CHUNK_BYTES = 2 << 20
 """Of the space, at once: what a processor's own cache holds."""
 TOGETHER = 1e-5
 """Of an eigenvalue: as many as a block is wide that lie as near as this may be more than were found."""
-_CHECKED, _CHECKED_MANY, _MANY = 1.06, 1.1, 1000
+_CHECKED, _CHECKED_MANY, _MANY = 1.06, 1.12, 1000
 """By how much the space grows from one look at its eigenpairs to the next; from so many columns on a look takes longer than growing."""
 
 

@@ -37,6 +37,8 @@ from sash.units import format_shape
 METHODS = ("auto", "krylov", "gram", "randqb")
 _DOUBTFUL = 1e-8
 """Of the largest eigenvalue: smaller ones are found once more without squares."""
+_MANY = 400
+"""Components, after which looks at the Krylov space are dear."""
 _MOST_PRODUCTS = 100
 """For each component, after which a Krylov space is given up."""
 
@@ -342,7 +344,9 @@ def _by_krylov(job: _Job, centred: Centred) -> Pairs:
         return None
 
     keep = (asked.components or 0) + way.block
-    found = largest(centred, enough, most=way.most, seed=job.seed, block=way.block, threads=way.workers, keep=keep, first=keep)
+    # Many never converge in a space that is not half as large again, and looking takes as long as growing.
+    first = keep if keep < _MANY else min(keep * 3 // 2, way.most)
+    found = largest(centred, enough, most=way.most, seed=job.seed, block=way.block, threads=way.workers, keep=keep, first=first)
     if found.values[-1] <= _DOUBTFUL * found.values[0] and (not asked.filed or len(found.values) <= way.chunk):
         values, vectors = _sharpened(centred, found.vectors)
         _check_rank(job, values, (8 * np.finfo(float).eps * max(job.matrix.shape)) ** 2)

@@ -23,9 +23,9 @@ from sash.units import format_bytes
 
 STARTING_BYTES = 12 << 20
 """What the first threads, kernels and packing buffers of a process load."""
-BLOCK, BLOCK_APART, BLOCK_MANY, MANY = 8, 16, 32, 400
-"""Vectors at once where the matrix is in memory; where every product is a pass over a file; for so many components, or more: each block
-reads the whole space three times."""
+BLOCK, BLOCK_APART = 8, 16
+"""Vectors at once where the matrix is in memory; where every product is a pass over a file. Wider blocks take more of them: for 400
+components 1536 by blocks of 32, 1088 by 8."""
 CHUNK = 256
 """Components that are made and written at once, at most."""
 NARROW = 16
@@ -146,7 +146,7 @@ def _ways(
             for held in (True, False) if matrix.sparse else (False,):
                 if held and stored != portions[0]:
                     continue
-                blocks = (BLOCK_MANY if count >= MANY else BLOCK if held else BLOCK_APART, BLOCK)
+                blocks = (BLOCK,) if held else (BLOCK_APART, BLOCK)
                 for block in blocks:
                     for many in SPACES:
                         most = min(many * count + 10 * block, side)
