@@ -60,13 +60,12 @@ class ZarrSource(Source):
         # The metadata does not change when chunks do, so all files are looked at.
         if self._seen is None:
             return {"store": str(self._array.store_path), "metadata": str(self._array.metadata)}
-        files = [entry.stat() for entry in _files(self._seen.path.parent)]
-        return {
-            "path": str(self._seen.path.parent.resolve()),
-            "files": len(files),
-            "size": sum(file.st_size for file in files),
-            "mtime_ns": max(file.st_mtime_ns for file in files),
-        }
+        # One after the other: of many chunks, a list of them would take more than a small job.
+        count = size = newest = 0
+        for entry in _files(str(self._seen.path.parent)):
+            state = entry.stat()
+            count, size, newest = count + 1, size + state.st_size, max(newest, state.st_mtime_ns)
+        return {"path": str(self._seen.path.parent.resolve()), "files": count, "size": size, "mtime_ns": newest}
 
     def read_bytes(self, box: Box) -> int:
         """Bytes of all chunks that the box lies on, decoded."""
@@ -303,12 +302,13 @@ def _cell(cell: tuple[int, ...], grain: tuple[int, ...], box: Box) -> Box:
     )
 
 
-def _files(folder: Path) -> list[os.DirEntry[str]]:
-    found: list[os.DirEntry[str]] = []
+def _files(folder: str) -> Iterator[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         for entry in entries:
-            found += _files(Path(entry.path)) if entry.is_dir() else [entry]
-    return found
+            if entry.is_dir():
+                yield from _files(entry.path)
+            else:
+                yield entry
 
 
 def _states(folder: str) -> Iterator[tuple[str, os.stat_result]]:
