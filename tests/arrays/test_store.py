@@ -152,8 +152,11 @@ def test_sources_hold_what_they_say(stored):
     array, made = stored
     with closing(open_source(made)) as source:
         read(source)
-        # zarr has a loop of its own, with threads.
-        assert source.held_bytes == {".png": array.nbytes, "zarr": 256 << 10}.get(str(made)[-4:], 0)
+        if str(made).endswith("zarr"):
+            # zarr has a loop of its own, with threads, and makes objects for each chunk of a call.
+            assert 256 << 10 < source.held_bytes <= 768 << 10
+        else:
+            assert source.held_bytes == (array.nbytes if str(made).endswith(".png") else 0)
         assert (source.array is None) == (not isinstance(made, np.ndarray))
         assert source.array is None or np.shares_memory(source.array, made)
 

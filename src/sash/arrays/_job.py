@@ -97,7 +97,8 @@ def _cuts(
     for place, made in enumerate(passes(job, source, filed, seats.apart)):
         last = place == len(job.steps) - 1
         sink = ForeseenSink(out, job.shape, job.dtype, shards) if last else ForeseenSink(None, made.written.shape, made.sink_dtype)
-        held = PROCESS_BYTES + (source.held_bytes * seats.processes if place == 0 else 0)
+        # The source is open to the end.
+        held = PROCESS_BYTES + source.held_bytes * seats.processes
         # Between passes numbers are in memory, unless the output is a file: they are then as well, so that they outlast an interruption.
         held += 0 if filed and not last else sink.held_bytes
         held += 0 if filed or place == 0 else made.source.array.nbytes if made.source.array is not None else 0

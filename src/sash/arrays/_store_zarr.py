@@ -22,6 +22,8 @@ from sash.window import Interval
 
 _PORTION = 4 << 20
 """Bytes of chunks that one call reads, where a chunk is smaller: a call takes about a millisecond, whatever it reads."""
+_TOGETHER, _OBJECT_BYTES = 128, 4 << 10
+"""Chunks that one call reads, at most, and what zarr makes of objects for each; Python keeps their memory."""
 _STARTED = 256 << 10
 """What opening an array leaves: the loop that zarr reads metadata in, and its threads."""
 _DECODER_BYTES = 192 << 10
@@ -45,7 +47,8 @@ class ZarrSource(Source):
         told = str(path or array)
         self.shape, self.dtype = checked_shape(tuple(array.shape), told), checked_dtype(array.dtype, told)
         self.grain = tuple(array.chunks)
-        self.held_bytes, self.block_bytes = _STARTED, self._chunk_bytes
+        whole = tuple(Interval(0, length) for length in self.shape)
+        self.held_bytes, self.block_bytes = _STARTED + prod(self._step(whole)) * _OBJECT_BYTES, self._chunk_bytes
         self._array, self._told = array, told
         self._seen = None if path is None else Seen.now(_metadata(path))
         shards = array.shards or array.chunks
@@ -83,7 +86,7 @@ class ZarrSource(Source):
         """Chunks that one call reads along each axis."""
         step = [1] * len(self.shape)
         for axis, cells in reversed(list(enumerate(touched(box, self.grain)))):
-            step[axis] = max(1, min(cells.length, _PORTION // (prod(step) * self._chunk_bytes)))
+            step[axis] = max(1, min(cells.length, _PORTION // (prod(step) * self._chunk_bytes), _TOGETHER // prod(step)))
         return tuple(step)
 
     def _fill(self, box: Box, into: np.ndarray) -> None:
