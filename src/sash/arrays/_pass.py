@@ -235,7 +235,10 @@ class _Around:
         """Of the ring, with rows that last beside those of the group, and of what reading into it takes beside, in each task."""
         source, lead = self._pass.source, self._group[0].lead
         lanes = self._pass.read.lanes(lead)
-        needs = list(self.needs)
+        needs = list[np.ndarray]()
+        for rows in self.needs:
+            # Of a picture that is decoded whole, every task reads all rows: one list of them does for all.
+            needs.append(needs[-1] if needs and np.array_equal(needs[-1], rows) else rows)
         most = Part(lead, Interval(0, max(map(len, needs))), self.held[0] if self.held else Interval(0, 0))
         ring = lanes * (most_rows(needs, window) + lasting) * self.width * source.dtype.itemsize
         return ring + ROW_BYTES * self._height, self._pass.read.reading_bytes(source, most)
