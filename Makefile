@@ -13,7 +13,7 @@ demo: .venv/installed-demo
 test: .venv/installed-dev
 	bash .ci/browser
 	$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-long: .venv/installed-dev
 	bash .ci/browser
