@@ -228,7 +228,7 @@ def child(job: dict[str, Any], log: Path) -> None:
     """The job, after a tiny one; a letter in the log for each task that begins."""
     from _arrays_probe import Call
 
-    from sash.arrays import _pass, _tasks
+    from sash.arrays import _pass_run, _tasks
     from sash.errors import DoesNotFit
 
     Call(job["warm"])(budget="1 GiB", overwrite=True)
@@ -251,7 +251,7 @@ def child(job: dict[str, Any], log: Path) -> None:
 
         return noted
 
-    _pass.run_in_turn, _tasks.run_in_turn = noting(_pass.run_in_turn), noting(_tasks.run_in_turn)
+    _pass_run.run_in_turn, _tasks.run_in_turn = noting(_pass_run.run_in_turn), noting(_tasks.run_in_turn)
     print(json.dumps({"tasks": plan.tasks, "workers": plan.workers, "method": plan.method, "budget_bytes": budget}), flush=True)
     sys.stdin.readline()
     began = time.perf_counter()

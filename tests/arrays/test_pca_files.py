@@ -6,7 +6,7 @@ import scipy.io
 import scipy.sparse
 import zarr
 
-from sash.arrays import _pca, _pca_ways, _tridiagonal, pca
+from sash.arrays import _pca_methods, _pca_ways, _tridiagonal, pca
 from sash.errors import InputError
 
 
@@ -60,7 +60,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
         pca(matrix, out=out, **words)
     assert not out.exists()
     assert (tmp_path / "again.zarr.reduced").exists()
-    chunks, both = [], _pca._both_sides
+    chunks, both = [], _pca_methods._both_sides
 
     def ends_later(centred, own):
         chunks.append(own.shape[1])
@@ -68,11 +68,11 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return both(centred, own)
 
-    monkeypatch.setattr(_pca, "_both_sides", ends_later)
+    monkeypatch.setattr(_pca_methods, "_both_sides", ends_later)
     with pytest.raises(KeyboardInterrupt):
         pca(matrix, out=out, **words)
     assert begun[2] > 0  # gone on with, not begun again
-    monkeypatch.setattr(_pca, "_both_sides", lambda centred, own: chunks.append(own.shape[1]) or both(centred, own))
+    monkeypatch.setattr(_pca_methods, "_both_sides", lambda centred, own: chunks.append(own.shape[1]) or both(centred, own))
     found = pca(matrix, out=out, **words)
     assert sum(chunks[2:]) < len(found.singular_values)
     for name in ("scores", "components"):
@@ -84,7 +84,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
 def test_another_run_is_not_gone_on_with(tmp_path, monkeypatch):
     matrix, out = texts(), tmp_path / "model.zarr"
     with monkeypatch.context() as patched:
-        patched.setattr(_pca, "_both_sides", lambda centred, own: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(_pca_methods, "_both_sides", lambda centred, own: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             pca(matrix, 5, out=out)
     with pytest.raises(InputError, match=r"other things changed: components \(5 → 6\)"):

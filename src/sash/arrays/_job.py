@@ -19,7 +19,8 @@ from sash.arrays._cut import cut
 from sash.arrays._filed import filed
 from sash.arrays._foreseen import ForeseenSink, ForeseenSource, shards_for
 from sash.arrays._overlap_save import OverlapSave
-from sash.arrays._pass import Cut, Pass, run_pass, tasks_apart
+from sash.arrays._pass import Cut, Pass
+from sash.arrays._pass_run import run_pass, tasks_apart
 from sash.arrays._plan import ArrayPlan
 from sash.arrays._planes import Planes
 from sash.arrays._running import MAPPED_FROM, PROCESS_BYTES, Options, does_not_fit, mapped_from, showing

@@ -1,24 +1,22 @@
-"""A stage over all planes of an array: cut into tasks, whose memory is counted before it is taken, and run side by side."""
+"""A stage over all planes of an array: cut into tasks, whose memory is counted before it is taken. `_pass_run.py` runs them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from math import ceil, prod
 from typing import Any, overload
 
 import numpy as np
 
 from sash.arrays._border import FILL, places
-from sash.arrays._fir import ROWS, converted
+from sash.arrays._fir import ROWS
 from sash.arrays._planes import Part, Planes
 from sash.arrays._ring import ROW_BYTES, Ring, most_rows
-from sash.arrays._room import Room, plain
+from sash.arrays._room import Room
 from sash.arrays._stage import Correlate, Near, Stage
 from sash.arrays._store import Sink, Source
-from sash.arrays._turns import run_in_turn
 from sash.window import Interval
 
 CONVERTED = 1 << 17
@@ -87,9 +85,9 @@ class Pass:
         height, width = self.stage.shape
         return _Pieces(height, cut.rows), _Pieces(width, cut.columns)
 
-    def around(self, group: Sequence[Part]) -> _Around:
+    def around(self, group: Sequence[Part]) -> Around:
         """What a group's tasks read."""
-        return _Around(self, group)
+        return Around(self, group)
 
     def peak_bytes(self, cut: Cut, sink: Sink) -> int:
         """Bytes that are held while the pass runs, beside what source and sink hold for themselves; the largest group's."""
@@ -185,7 +183,7 @@ class _Pieces(Sequence[Interval]):
         return Interval(starts, min(starts + self.step, self.size))
 
 
-class _Around:
+class Around:
     """What the tasks of a group read. Places of rows and columns are looked up by each task: all of a wide plane's would take more than
     its samples."""
 
@@ -256,16 +254,16 @@ class _Around:
             self._pass.read.read(self._pass.source, part, into[:, :, first : first + run.length])
             first += run.length
 
-    def rows_alone(self, kept: Room) -> _Rows:
+    def rows_alone(self, kept: Room) -> RowsAlone:
         """The rows of a group's first task, read now."""
         made, part, needed = self._pass, self._group[0], self.needs[0]
         table = kept.array("rows", (made.read.lanes(part.lead), len(needed), self.width), made.source.dtype)
         for own in np.split(np.arange(len(needed)), np.flatnonzero(np.diff(needed) != 1) + 1):
             if len(own):
                 self._read(Interval(int(needed[own[0]]), int(needed[own[-1]]) + 1), table[:, own[0] : own[-1] + 1])
-        return _Rows(table)
+        return RowsAlone(table)
 
-    def near(self, task: int, table: np.ndarray, ring: Ring | _Rows | None) -> Callable[[int], Near]:
+    def near(self, task: int, table: np.ndarray, ring: Ring | RowsAlone | None) -> Callable[[int], Near]:
         """The neighbourhood of a task in each lane."""
         rows = self._rows(task)
         before, inside = max(-self.across.start, 0), self.across.clip(self._width)
@@ -332,7 +330,7 @@ class _Needs(Sequence[np.ndarray]):
 
 
 @dataclass(frozen=True, eq=False)
-class _Rows:
+class RowsAlone:
     """Rows that one task has for itself, in order."""
 
     table: np.ndarray
@@ -365,104 +363,3 @@ def _largest(parts: Sequence[Interval], reads: Callable[[Interval], Interval]) -
     """The first and the last, which may reach beyond an end, and of those in the middle the one that reads most."""
     middle = len(parts) // 2
     return list(dict.fromkeys([parts[0], max(parts[max(middle - 32, 0) : middle + 32], key=lambda one: reads(one).length), parts[-1]]))
-
-
-def tasks_apart(made: Pass, cut: Cut, sink: Sink) -> list[Callable[[], None]]:
-    """All tasks, by number; each reads what it needs."""
-    kept = Room(plain)
-    return [partial(_alone, made, sink, kept, part) for group in made.groups(cut) for part in group]
-
-
-def _alone(made: Pass, sink: Sink, kept: Room, part: Part) -> None:
-    around = made.around([part])
-    _Task(made, sink, around, 0, 0, part, around.rows_alone(kept), kept.array)()
-
-
-def run_pass(made: Pass, sink: Sink, cut: Cut, first: int, done: Collection[int], ended: Callable[[int], None]) -> int:
-    """Run the tasks that are not done yet; how many there are in all.
-
-    Tasks are numbered from `first` on. `ended` is called with each one's number once it is written, from the thread that wrote it.
-    """
-    number, kept = first, Room(plain).array
-    with ThreadPoolExecutor(cut.workers, "sash") as pool:
-        if made.table is not None:
-            # No ring binds the groups: all of their tasks come one after the other.
-            every = enumerate((made.around([part]), part) for group in made.groups(cut) for part in group)
-            works = (
-                _Task(made, sink, around, 0, first + own, part, None, kept) for own, (around, part) in every if first + own not in done
-            )
-            _run(pool, works, 2 * cut.workers, ended)
-            return made.count(cut)
-        for group in made.groups(cut):
-            left = [(own, part) for own, part in enumerate(group, number) if own not in done]
-            number += len(group)
-            if not left:
-                continue
-            around = made.around([part for _, part in left])
-            ring = around.ring(cut.workers)
-            tasks = (_Task(made, sink, around, place, own, part, ring, kept) for place, (own, part) in enumerate(left))
-            _run(pool, tasks, cut.workers, ended, lambda oldest, ring=ring: ring.ended(oldest - 1))
-    return number - first
-
-
-def _run(
-    pool: Executor,
-    tasks: Iterable[_Task],
-    window: int,
-    ended: Callable[[int], None],
-    moved: Callable[[int], None] | None = None,
-) -> None:
-    begun: dict[int, _Task] = {}
-
-    def each() -> Iterator[_Task]:
-        for place, task in enumerate(tasks):
-            begun[place] = task
-            yield task
-
-    def end(place: int) -> None:
-        ended(begun.pop(place).number)
-
-    run_in_turn(pool, each(), window, end, moved)
-
-
-@dataclass(frozen=True, eq=False)
-class _Task:
-    """One part, from its rows to the sink."""
-
-    made: Pass
-    sink: Sink
-    around: _Around
-    place: int
-    number: int
-    part: Part
-    ring: Ring | _Rows | None
-    empty: Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
-
-    def __call__(self) -> None:
-        made, part, ring = self.made, self.part, self.ring
-        whole = ring.table if ring is not None else made.table
-        assert whole is not None
-        lanes = range(len(whole)) if ring is not None else made.read.lane_numbers(part.lead)
-        near = self.around.near(self.place, whole, ring)
-        into, new = made.written.part_of(self.sink.array, part), None
-        if into is None:
-            new = self.empty("written", (len(lanes), part.rows.length, part.columns.length), made.sink_dtype)
-            into = list(new)
-        for lane, out in zip(lanes, into, strict=True):
-            if made.converts:
-                self._converted(near(lane), out)
-            else:
-                made.stage.run(near(lane), part.rows, part.columns, out)
-        if new is not None:
-            made.written.write(self.sink, part, new)
-
-    def _converted(self, near: Near, out: np.ndarray) -> None:
-        """A lane in another type than the stage's, some rows at a time."""
-        stage, part = self.made.stage, self.part
-        step = self.made.together(part)
-        buffer = self.empty("buffer", (step, part.columns.length), stage.dtype)
-        for top in range(0, part.rows.length, step):
-            rows = Interval(part.rows.start + top, min(part.rows.start + top + step, part.rows.stop))
-            own = near.rows[top : top + stage.reads(rows, part.columns)[0].length] if step < part.rows.length else near.rows
-            stage.run(replace(near, rows=own), rows, part.columns, buffer[: rows.length])
-            converted(buffer[: rows.length], out[top : top + rows.length])

@@ -1,0 +1,235 @@
+"""The methods of `pca`: eigenvectors of the smaller side, whichever way, and from them loadings, scores and residuals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from sash.arrays._centred import Centred
+from sash.arrays._gram import Gram
+from sash.arrays._krylov import Pairs, State, largest
+from sash.arrays._matrix import Matrix
+from sash.arrays._moments import moments
+from sash.arrays._pca_ways import Asked, Way
+from sash.arrays._sweep import Sweep, cut_rows
+from sash.arrays._tridiagonal import Reduced, parted
+from sash.errors import InputError, SashError
+
+_DOUBTFUL = 1e-8
+"""Of the largest eigenvalue: smaller ones are found once more without squares."""
+_MANY = 400
+"""Components, after which looks at the Krylov space are dear."""
+_MOST_PRODUCTS = 100
+"""For each component, after which a Krylov space is given up."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What runs."""
+
+    matrix: Matrix
+    asked: Asked
+    way: Way
+    scale: bool
+    seed: int
+    threads: int
+    tick: Callable[[float], None]
+    """Told shares of all that is to be done."""
+
+
+def centred_of(job: Task) -> Centred:
+    """The matrix with its means, after a pass over it; raises `InputError` where nothing varies."""
+    way = job.way
+    found = moments(Sweep(job.matrix, way.workers, way.stored), job.scale)
+    if found.total <= 0:
+        raise InputError(f"all {job.matrix.shape[0]} rows of the matrix are equal, so that nothing varies; there are no components.")
+    return Centred(Sweep(job.matrix, way.workers, way.stored), found, way.held)
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Eigenvectors of the smaller side's Gram matrix, as far as they are made."""
+
+    count: int
+    vectors: Callable[[int, int], np.ndarray]
+    """From the first to before the last, in columns."""
+    spectrum: np.ndarray
+    """The Gram matrix's largest eigenvalues: `count` of them at least."""
+    groups: tuple[tuple[int, int], ...]
+    """From the first to before the last of vectors that are made together."""
+
+
+def found_by(job: Task, centred: Centred, note: Path | None, done: set[int] | None) -> Found:
+    """What the job's way finds; `note` is where a long reduction is noted, `done` are chunks of an earlier run, if there was one."""
+    if job.way.method == "gram":
+        return _by_gram(job, centred, note, done is not None)
+    found = _by_krylov(job, centred) if job.way.method == "krylov" else _by_randqb(job, centred)
+    return Found(len(found.values), lambda start, stop: found.vectors[:, start:stop], found.values, ((0, len(found.values)),))
+
+
+def _by_krylov(job: Task, centred: Centred) -> Pairs:
+    asked, way, side = job.asked, job.way, centred.side
+    total = centred.moments.total * (job.matrix.shape[0] - 1)
+    told = 0.0
+
+    def enough(state: State) -> int | None:
+        nonlocal told
+        # Values that are rounding have no direction to converge to.
+        good = (state.residuals <= asked.tolerance) | (state.values <= 4 * np.finfo(float).eps * state.values[0])
+        first = int(np.argmin(good)) if not good.all() else len(good)
+        if asked.components is not None:
+            wanted, share = asked.components, first / asked.components
+        else:
+            assert asked.variance is not None
+            wanted = _fewest(state.values[:first], total, asked.variance)
+            share = min(float(state.values[:first].sum()) / (total * asked.variance), 1.0)
+        job.tick(0.6 * max(min(share, 1.0) - told, 0.0))
+        told = max(told, min(share, 1.0))
+        if wanted is not None and first >= wanted:
+            return wanted
+        if state.applied > _MOST_PRODUCTS * (asked.components or first + way.block) + 20 * way.most:
+            raise SashError(
+                f"after {state.applied} products, {first} components have residuals of {asked.tolerance:g} or less; "
+                "say method='gram', or a larger tolerance."
+            )
+        if asked.components is None and first > way.most - 4 * way.block and way.most < side:
+            raise SashError(
+                f"{first} components do not explain {asked.variance:g} of the variance, and there is room for no more: say 'gram'."
+            )
+        return None
+
+    keep = (asked.components or 0) + way.block
+    # Many never converge in a space that is not half as large again, and looking takes as long as growing.
+    first = keep if keep < _MANY else min(keep * 3 // 2, way.most)
+    found = largest(centred, enough, most=way.most, seed=job.seed, block=way.block, threads=way.workers, keep=keep, first=first)
+    if found.values[-1] <= _DOUBTFUL * found.values[0] and (not asked.filed or len(found.values) <= way.chunk):
+        values, vectors = _sharpened(centred, found.vectors)
+        _check_rank(job, values, (8 * np.finfo(float).eps * max(job.matrix.shape)) ** 2)
+        found = replace(found, values=values, vectors=vectors)
+    return found
+
+
+def _sharpened(centred: Centred, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues and vectors again, from what the matrix makes of the vectors: without the squares, in which small values drown."""
+    own = np.ascontiguousarray(vectors)
+    upper = np.linalg.qr(centred.back(own) if centred.of_rows else centred.forth(own), mode="r")
+    _, values, rotation = np.linalg.svd(upper)
+    return values**2, own @ rotation.T
+
+
+def _by_gram(job: Task, centred: Centred, note: Path | None, resumed: bool) -> Found:
+    asked, way, side = job.asked, job.way, centred.side
+    reduced = Reduced.read(note, side) if note is not None and resumed else None
+    if reduced is None:
+        blocks = cut_rows(centred.moments.row_nnz, way.stored)
+        gram = Gram(job.matrix, centred.moments, centred.of_rows, blocks, way.workers).make(lambda share: job.tick(0.05 * share))
+        reduced = Reduced.of(gram)
+        del gram
+    else:
+        job.tick(0.05 + 0.6 * (1 - (1 - reduced.done / side) ** 3))
+    reduced.run(lambda share: job.tick(0.6 * share), note, threads=way.workers)
+    values = np.maximum(reduced.eigenvalues(), 0.0)
+    # Of all rows' Gram matrix one eigenvalue is zero, and so may others be.
+    values[values <= values[0] * _rounding(job)] = 0.0
+    count = asked.components
+    if count is None:
+        assert asked.variance is not None
+        count = _fewest(values, float(values.sum()), asked.variance) or int(np.count_nonzero(values))
+    _check_rank(job, values[:count], _rounding(job))
+    whole = reduced
+
+    def turned(start: int, stop: int) -> np.ndarray:
+        found = whole.vectors(start, stop, values, way.workers)
+        whole.turned_back(found, way.workers)
+        if start == 0 and stop == count and values[count - 1] <= _DOUBTFUL * values[0] and (not asked.filed or count <= way.chunk):
+            return _sharpened(centred, found)[1]
+        return found
+
+    groups = parted(values, 0, count, max(way.group, 1))
+    if groups is None:
+        raise SashError(f"more than {way.group} eigenvalues are equal but for rounding, and there is room for no more vectors at once.")
+    return Found(count, turned, values, tuple(groups))
+
+
+def _by_randqb(job: Task, centred: Centred) -> Pairs:
+    """A basis that grows until what it leaves of the variance is little enough; its eigenvalues are at most the matrix's own."""
+    from sash.arrays._randqb import randqb
+
+    assert job.asked.variance is not None
+    total = centred.moments.total * (job.matrix.shape[0] - 1)
+    found = randqb(centred, total, job.asked.variance, seed=job.seed, threads=job.way.workers, most=job.way.most)
+    count = _fewest(found.values, total, job.asked.variance)
+    count = len(found.values) if count is None else count
+    return replace(found, values=found.values[:count], vectors=found.vectors[:, :count], residuals=found.residuals[:count])
+
+
+def _fewest(values: np.ndarray, total: float, share: float) -> int | None:
+    """How many of the largest make up a share of the total, but for its rounding; None where all of them do not."""
+    sums = np.cumsum(values)
+    if not len(sums) or sums[-1] < total * share * (1 - 1e-12):
+        return None
+    return min(int(np.searchsorted(sums, total * share * (1 - 1e-12))) + 1, len(sums))
+
+
+def _rounding(job: Task) -> float:
+    """Of a Gram matrix's largest eigenvalue: others below are zero, or might be."""
+    return 8 * np.finfo(float).eps * max(job.matrix.shape) ** 0.5
+
+
+def _check_rank(job: Task, values: np.ndarray, least: float) -> None:
+    rank = int(np.count_nonzero(values > values[0] * least))
+    if rank < len(values):
+        near = ", as far as a Gram matrix tells" if job.way.method == "gram" else ""
+        raise InputError(f"components is {len(values)}, and the centred matrix has the rank {rank}{near}; give {rank} or fewer.")
+
+
+def chunks(job: Task, centred: Centred, made: Found, done: set[int]) -> Iterator[tuple[int, np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
+    """Loadings, scores and numbers of components, chunk by chunk, each with the place of its first."""
+    rows, chunk = job.matrix.shape[0], job.way.chunk
+    for first, last in made.groups:
+        starts = [start for start in range(first, last, chunk) if start not in done]
+        # All of a group, as in a run that was not interrupted: of other ranges the last bits are others.
+        vectors = made.vectors(first, last) if starts else np.empty((0, 0))
+        for start in starts:
+            stop = min(start + chunk, last)
+            own = np.array(vectors[:, start - first : stop - first], order="C")
+            loadings, scores, values, residuals = _both_sides(centred, own)
+            small = {
+                "singular_values": values,
+                "explained_variance": values**2 / (rows - 1),
+                "explained_variance_ratio": values**2 / ((rows - 1) * centred.moments.total),
+                "residuals": residuals,
+            }
+            job.tick(0.35 * (stop - start) / made.count)
+            yield start, loadings, scores, small
+
+
+def _both_sides(centred: Centred, own: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Loadings, scores, singular values and residuals, of unit vectors on the smaller side; the largest loading is positive."""
+    other = centred.back(own) if centred.of_rows else centred.forth(own)
+    values = _lengths(other)
+    divisors = np.where(values > 0, values, 1.0)
+    other /= divisors
+    again = centred.forth(other) if centred.of_rows else centred.back(other)
+    own *= values
+    again -= own
+    residuals = _lengths(again) / divisors
+    del again
+    if centred.of_rows:
+        loadings, scores = other, own
+    else:
+        own /= divisors
+        other *= values
+        loadings, scores = own, other
+    signs = np.where(loadings.max(axis=0) >= -loadings.min(axis=0), 1.0, -1.0)
+    loadings *= signs
+    scores *= signs
+    return loadings, scores, values, residuals
+
+
+def _lengths(columns: np.ndarray) -> np.ndarray:
+    """Of columns, without a copy of their squares."""
+    return np.sqrt(np.einsum("ij,ij->j", columns, columns))
