@@ -224,7 +224,7 @@ def _job(asked: Asked, label: str, stage: Stage, error: float) -> Job:
         "dtype": written.name,
     }
     mapped = {"mapped_from": OVERLAP_MAPPED_FROM} if isinstance(stage, OverlapSave) else {}
-    return Job(told, label, (Step(stage, asked.planes, output),), written, error, facts, float(asked.fill), **mapped)
+    return Job(told, label, (Step(stage, asked.planes, output),), written, error, facts, float(asked.fill), 3 * asked.taps.nbytes, **mapped)
 
 
 def _ways(asked: Asked, rates: ArrayRates) -> Iterator[Way]:

@@ -52,6 +52,8 @@ class Job:
     facts: dict[str, Any]
     """What the output's bits depend on, beside the source: as JSON."""
     fill: float = 0.0
+    held_bytes: int = 0
+    """Of what the job was given beside the source: a kernel, in as many states as planning and running have of it."""
     mapped_from: int = MAPPED_FROM
     """Bytes from which on what is freed leaves the process: above those of blocks that come and go inside a library's transforms."""
 
@@ -99,7 +101,7 @@ def _cuts(
         last = place == len(job.steps) - 1
         sink = ForeseenSink(out, job.shape, job.dtype, shards) if last else ForeseenSink(None, made.written.shape, made.sink_dtype)
         # The source is open to the end.
-        held = PROCESS_BYTES + source.held_bytes * seats.processes
+        held = PROCESS_BYTES + job.held_bytes + source.held_bytes * seats.processes
         # Between passes numbers are in memory, unless the output is a file: they are then as well, so that they outlast an interruption.
         held += 0 if filed and not last else sink.held_bytes
         held += 0 if filed or place == 0 else made.source.array.nbytes if made.source.array is not None else 0

@@ -17,6 +17,8 @@ def least_terms(kernel: np.ndarray, tolerance: float, enough: int) -> int:
     that the root of its squares says. The largest eigenvalue is at most the root of the sum of all their squares, so that of a large
     kernel of noise these products alone tell that there are many.
     """
+    if _alone(kernel, tolerance * float(np.abs(kernel).sum())) is not None:
+        return 1
     small = kernel if kernel.shape[0] <= kernel.shape[1] else kernel.T
     products = small @ small.T
     most, spared = float(np.linalg.norm(products)), (tolerance * np.abs(kernel).sum()) ** 2
@@ -27,12 +29,25 @@ def least_terms(kernel: np.ndarray, tolerance: float, enough: int) -> int:
     return max(int((np.cumsum(squares.clip(0)) > spared).sum()), 1)
 
 
+def _alone(kernel: np.ndarray, room: float) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """The two factors of a kernel that is one outer product, told by its largest tap, and the sum of what they leave out; None where that
+    is more than `room`. Singular vectors take nine times the kernel, and BLAS more, which small budgets do not have."""
+    row, column = np.unravel_index(np.abs(kernel).argmax(), kernel.shape)
+    if not kernel[row, column]:
+        return None
+    down, along = kernel[:, column], kernel[row] / kernel[row, column]
+    apart = sum(float(np.abs(taps - one * along).sum()) for taps, one in zip(kernel, down, strict=True))
+    return (down, along, apart) if apart <= room else None
+
+
 def outer_products(kernel: np.ndarray, tolerance: float) -> tuple[list[tuple[np.ndarray, np.ndarray]], float]:
     """As few outer products as add up to a kernel of two axes, within a share of the sum of its absolute taps; and how far they are off."""
     size = max(float(np.abs(kernel).sum()), np.finfo(float).tiny)
     if min(kernel.shape) == 1:
         ones = np.ones(1)
         return [(ones, kernel[0]) if kernel.shape[0] == 1 else (kernel[:, 0], ones)], 0.0
+    if (one := _alone(kernel, tolerance * size)) is not None:
+        return [one[:2]], one[2] / size
     left, values, right = np.linalg.svd(kernel, full_matrices=False)
 
     def off(count: int) -> float:
