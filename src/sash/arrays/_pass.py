@@ -27,6 +27,10 @@ MANY = 256
 """Pieces of an axis up to which each is looked at for what it reads."""
 
 
+PART_BYTES = 400
+"""Of a part as an object: those of a group are there together."""
+
+
 @dataclass(frozen=True)
 class Cut:
     """How large tasks are, and how many run side by side."""
@@ -110,7 +114,7 @@ class Pass:
             # A task reads, then works, then writes; what it makes stays with its thread for the next.
             task = kept + max(reading, working, writing)
             found = max(found, workers * (task + around.index_bytes) + rings * ring)
-        return found + max(self.apart, 1) * self.stage.held_bytes
+        return found + max(self.apart, 1) * self.stage.held_bytes + len(self._edges(cut)[0]) * PART_BYTES
 
     def read_bytes(self, cut: Cut) -> int:
         """Bytes that the tasks read of the source, what several of them read counted as often; of an array in memory, its own."""
