@@ -218,9 +218,11 @@ def test_an_error_in_a_task_arrives_as_it_is(tmp_path, picture, cluster, address
     with connected(address) as found, pytest.raises(ZeroDivisionError, match="division by zero"):
         found.run("work", Fixed(sink, tasks, single_threaded), range(3), 2, lambda number: None)
     sink.abandon()
+    # So many tasks that workers cannot have read all of it by then.
+    np.save(picture, RNG.random((6000, 1000), dtype=np.float32))
     after(monkeypatch, 2, lambda: os.truncate(picture, 1000))
     with pytest.raises(InputError, match=r"in.npy changed while it was read: it had .* bytes and has 1000"):
-        arrays.blur(picture, 2, tmp_path / "out.npy", workers=address, budget="2 MB")
+        arrays.blur(picture, 2, tmp_path / "out.npy", workers=address, budget="6 MB")
     assert not (tmp_path / "out.npy").exists()
 
 

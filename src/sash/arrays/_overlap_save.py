@@ -63,16 +63,18 @@ class OverlapSave:
 
     def run(self, near: Near, rows: Interval, columns: Interval, out: np.ndarray) -> None:
         high, wide = self.whole
+        # Before a thread's own blocks are: while it is made, it takes twice its bytes.
+        kernel = self._kernel_spectrum
         room = self._kept.room = self._kept.room or _Room.of(self)
         for top in range(0, rows.length, high):
             for left in range(0, columns.length, wide):
                 part = out[top : top + high, left : left + wide]
                 rows_of, columns_of = near.rows[top : top + self.tile[0]], near.columns[left : left + self.tile[1]]
-                if not self._run_tile(near, rows_of, columns_of, room, part):
+                if not self._run_tile(near, rows_of, columns_of, kernel, room, part):
                     turned = np.ascontiguousarray(self.kernel[::-1, ::-1])
                     _mark(near.table, rows_of, columns_of, near.fill, turned, part)
 
-    def _run_tile(self, near: Near, rows: np.ndarray, columns: np.ndarray, room: _Room, part: np.ndarray) -> bool:
+    def _run_tile(self, near: Near, rows: np.ndarray, columns: np.ndarray, kernel: Tensor, room: _Room, part: np.ndarray) -> bool:
         """Whether all samples are finite; those that are not count as zeros."""
         import torch
 
@@ -83,7 +85,7 @@ class OverlapSave:
             torch.fft.rfft(lines[: len(some)], out=room.half[: len(some)])
             spectrum[first : first + len(some)] = room.half[: len(some)]
         spectrum[len(rows) :] = 0
-        self._along_columns(room)
+        self._along_columns(kernel, room)
         top, left = self.kernel.shape[0] - 1, self.kernel.shape[1] - 1
         for first in range(0, part.shape[0], len(lines)):
             kept = part[first : first + len(lines)]
@@ -92,10 +94,10 @@ class OverlapSave:
             kept[...] = made[:, left : left + part.shape[1]].numpy()
         return bool(finite)
 
-    def _along_columns(self, room: _Room) -> None:
+    def _along_columns(self, kernel: Tensor, room: _Room) -> None:
         import torch
 
-        kernel, spectrum, (one, other) = self._kernel_spectrum, room.spectrum, room.turned
+        spectrum, (one, other) = room.spectrum, room.turned
         for first in range(0, spectrum.shape[1], len(one)):
             some = slice(first, min(first + len(one), spectrum.shape[1]))
             here, there = one[: some.stop - first], other[: some.stop - first]
