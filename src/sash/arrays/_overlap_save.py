@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 from threading import local
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 1 << 20
 """Of rows, or of columns, that are transformed together: they stay in the second-level cache."""
+_LEFT = ((256, 2.0), (512, 1.0), (1024, 3.3), (2048, 3.3), (3840, 6.3))
+"""By the side of a tile: blocks of rows and columns that stay when a kernel was transformed, measured in a process of its own."""
 MAPPED_FROM = 2 << 20
 """Bytes from which on freed memory leaves the process while tiles are transformed: torch takes blocks inside its transforms, and new pages
 for each would double the time."""
@@ -145,13 +148,23 @@ class OverlapSave:
 
     def scratch_bytes(self, rows: int, columns: int) -> int:
         """The tile's spectrum, blocks that are transformed, as much again inside the transforms, and what the C library keeps of both."""
-        item, (lines, turned) = self.dtype.itemsize, self.together
-        along, across = lines * (self.tile[1] + 2) * item, turned * self.tile[0] * 2 * item
-        return self.held_bytes + 4 * (along + across) + min(4 * (along + across), 2 * MAPPED_FROM)
+        blocks = 4 * sum(self._blocks)
+        return self._spectrum_bytes + blocks + min(blocks, 2 * MAPPED_FROM)
 
     @property
     def held_bytes(self) -> int:
-        """Of the kernel's spectrum."""
+        """Of the kernel's spectrum, and what MKL and the C library keep of its making."""
+        left = float(np.interp(max(self.tile), *zip(*_LEFT, strict=True)))
+        return self._spectrum_bytes + ceil(left * sum(self._blocks))
+
+    @property
+    def _blocks(self) -> tuple[int, int]:
+        """Bytes of rows, and of columns, that are transformed together."""
+        item, (lines, turned) = self.dtype.itemsize, self.together
+        return lines * (self.tile[1] + 2) * item, turned * self.tile[0] * 2 * item
+
+    @property
+    def _spectrum_bytes(self) -> int:
         return self.spectrum_shape[0] * self.spectrum_shape[1] * 2 * self.dtype.itemsize
 
 
