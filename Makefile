@@ -26,7 +26,7 @@ check: .venv/installed-dev
 	$(BIN)/pyright
 
 bench: .venv/installed-dev
-	for name in forecast time fit separable loss tiled ops arrays; do $(BIN)/python bench/$$name.py || exit 1; done
+	for name in forecast time fit separable loss tiled ops arrays pca; do $(BIN)/python bench/$$name.py || exit 1; done
 
 docs: .venv/installed-dev
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
