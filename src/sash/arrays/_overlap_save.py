@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 1 << 20
 """Of rows, or of columns, that are transformed together: they stay in the second-level cache."""
-_LEFT = ((256, 2.0), (512, 1.0), (1024, 3.3), (2048, 3.3), (3840, 6.3))
+_LEFT = {256: 2.0, 512: 1.0, 1024: 3.3, 2048: 3.3, 3840: 6.3}
 """By the side of a tile: blocks of rows and columns that stay when a kernel was transformed, measured in a process of its own."""
 MAPPED_FROM = 2 << 20
 """Bytes from which on freed memory leaves the process while tiles are transformed: torch takes blocks inside its transforms, and new pages
@@ -154,7 +154,7 @@ class OverlapSave:
     @property
     def held_bytes(self) -> int:
         """Of the kernel's spectrum, and what MKL and the C library keep of its making."""
-        left = float(np.interp(max(self.tile), *zip(*_LEFT, strict=True)))
+        left = float(np.interp(max(self.tile), list(_LEFT), list(_LEFT.values())))
         return self._spectrum_bytes + ceil(left * sum(self._blocks))
 
     @property
