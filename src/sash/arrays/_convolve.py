@@ -206,25 +206,37 @@ class Asked:
     def work(self) -> np.dtype:
         return work_dtype(self.source.dtype, self.tolerance)
 
+    @property
+    def written(self) -> np.dtype:
+        """Of the output."""
+        return written_dtype(self.dtype, self.work, "convolve")
+
+    @property
+    def told(self) -> str:
+        """The job in words."""
+        return f"convolution of {format_shape(self.source.shape)} {self.source.dtype.name} with {format_shape(self.taps.shape)}"
+
+    def facts(self, label: str) -> dict[str, Any]:
+        """What the output's bits depend on, beside the source, by the method of that label."""
+        return {
+            "operation": "convolve",
+            "kernel": self.digest,
+            "kernel_shape": list(self.taps.shape),
+            "mode": self.mode,
+            "boundary": self.boundary,
+            "fill": self.fill,
+            "correlate": self.correlate,
+            "axes": list(self.axes),
+            "method": label,
+            "dtype": self.written.name,
+        }
+
 
 def _job(asked: Asked, label: str, stage: Stage, error: float) -> Job:
-    written = written_dtype(asked.dtype, asked.work, "convolve")
     output = asked.planes.sized(asked.geometry()[0])
-    told = f"convolution of {format_shape(asked.source.shape)} {asked.source.dtype.name} with {format_shape(asked.taps.shape)}"
-    facts = {
-        "operation": "convolve",
-        "kernel": asked.digest,
-        "kernel_shape": list(asked.taps.shape),
-        "mode": asked.mode,
-        "boundary": asked.boundary,
-        "fill": asked.fill,
-        "correlate": asked.correlate,
-        "axes": list(asked.axes),
-        "method": label,
-        "dtype": written.name,
-    }
     mapped = {"mapped_from": OVERLAP_MAPPED_FROM} if isinstance(stage, OverlapSave) else {}
-    return Job(told, label, (Step(stage, asked.planes, output),), written, error, facts, float(asked.fill), 3 * asked.taps.nbytes, **mapped)
+    steps, held = (Step(stage, asked.planes, output),), 3 * asked.taps.nbytes
+    return Job(asked.told, label, steps, asked.written, error, asked.facts(label), float(asked.fill), held, **mapped)
 
 
 def _ways(asked: Asked, rates: ArrayRates) -> Iterator[Way]:

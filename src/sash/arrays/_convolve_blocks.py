@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sash.arrays._arguments import written_dtype
 from sash.arrays._block_filters import Filter, Products, Taps
 from sash.arrays._block_transforms import Transformed
 from sash.arrays._blocks import BlockJob
 from sash.arrays._outer_products import MOST_TERMS, outer_products_of
-from sash.units import format_shape
 
 if TYPE_CHECKING:
     from sash.arrays._convolve import Asked
@@ -49,18 +47,5 @@ def block_ways(asked: Asked) -> Iterator[BlockJob]:
 
 
 def _job(asked: Asked, name: str, label: str, made: Filter, error: float) -> BlockJob:
-    written = written_dtype(asked.dtype, asked.work, "convolve")
-    told = f"convolution of {format_shape(asked.source.shape)} {asked.source.dtype.name} with {format_shape(asked.taps.shape)}"
-    facts: dict[str, Any] = {
-        "operation": "convolve",
-        "kernel": asked.digest,
-        "kernel_shape": list(asked.taps.shape),
-        "mode": asked.mode,
-        "boundary": asked.boundary,
-        "fill": asked.fill,
-        "correlate": asked.correlate,
-        "axes": list(asked.axes),
-        "method": label,
-        "dtype": written.name,
-    }
-    return BlockJob(told, name, label, made, asked.axes, written, asked.boundary, float(asked.fill), error, facts)
+    facts = asked.facts(label)
+    return BlockJob(asked.told, name, label, made, asked.axes, asked.written, asked.boundary, float(asked.fill), error, facts)
