@@ -21,6 +21,8 @@ from sash.arrays._sweep import Sweep, cut_rows
 
 STRIP = 32
 """Vectors at once, where there are many: as many as a processor's caches hold beside a matrix's rows."""
+_LINE = 64
+"""Bytes that come from memory together: rows of eight numbers that begin with one are read in one, and else in two."""
 
 
 @dataclass(eq=False)
@@ -76,7 +78,7 @@ class Centred:
         if self.held:
             made = self._gathered(self._columns, vectors, np.zeros(vectors.shape[1]))
         else:
-            lanes = [np.zeros((self.sweep.matrix.shape[1], vectors.shape[1])) for _ in range(self.sweep.lanes)]
+            lanes = [_lines((self.sweep.matrix.shape[1], vectors.shape[1]), True) for _ in range(self.sweep.lanes)]
 
             def work(start: int, stop: int, lane: int) -> None:
                 block = self.sweep.matrix.block(start, stop)
@@ -93,7 +95,7 @@ class Centred:
     def _there_and_back(self, vectors: np.ndarray) -> np.ndarray:
         scaled = self._scaled(vectors)
         offset = self.moments.mean @ scaled
-        lanes = [np.zeros(vectors.shape) for _ in range(self.sweep.lanes)]
+        lanes = [_lines(vectors.shape, True) for _ in range(self.sweep.lanes)]
         sums = [np.zeros(vectors.shape[1]) for _ in range(self.sweep.lanes)]
 
         def work(start: int, stop: int, lane: int) -> None:
@@ -107,8 +109,10 @@ class Centred:
         return made
 
     def _scaled(self, vectors: np.ndarray) -> np.ndarray:
-        """Numbers of columns as scaled; no copy where they are not."""
-        return vectors * self.moments.scale[:, None] if self._scales else vectors
+        """Numbers of columns as scaled."""
+        if self._scales:
+            return np.multiply(vectors, self.moments.scale[:, None], out=_lines(vectors.shape))
+        return _in_lines(vectors) if self.sweep.matrix.sparse else vectors
 
     @cached_property
     def _scales(self) -> bool:
@@ -123,7 +127,7 @@ class Centred:
         return self._rows.T.tocsr()
 
     def _gathered(self, rows: Any, vectors: np.ndarray, offset: np.ndarray) -> np.ndarray:
-        made = np.empty((rows.shape[0], vectors.shape[1]))
+        made = _lines((rows.shape[0], vectors.shape[1]))
         parts = cut_rows(np.diff(rows.indptr), max(rows.nnz // (4 * self.sweep.lanes), 1)) if self.sweep.lanes > 1 else ((0, len(made)),)
         strips = range(0, vectors.shape[1], STRIP)
 
@@ -132,7 +136,7 @@ class Centred:
                 own = slice(first, first + STRIP)
                 gathered(rows.indptr, rows.indices, rows.data, given[first // STRIP], offset[own], made[:, own], *part)
 
-        given = [np.ascontiguousarray(vectors[:, first : first + STRIP]) for first in strips]
+        given = [_in_lines(vectors[:, first : first + STRIP]) for first in strips]
         if self.sweep.lanes == 1:
             work(parts[0])
         else:
@@ -153,3 +157,20 @@ def _added(lanes: list[np.ndarray]) -> np.ndarray:
     for other in lanes[1:]:
         lanes[0] += other
     return lanes[0]
+
+
+def _lines(shape: tuple[int, ...], zero: bool = False) -> np.ndarray:
+    """An array that begins where a line of memory does."""
+    size = 8 * int(np.prod(shape))
+    memory = (np.zeros if zero else np.empty)(size + _LINE, np.uint8)
+    start = -memory.ctypes.data % _LINE
+    return memory[start : start + size].view(np.float64).reshape(shape)
+
+
+def _in_lines(vectors: np.ndarray) -> np.ndarray:
+    """The same vectors, in rows one after the other."""
+    if vectors.flags.c_contiguous and (vectors.ctypes.data % _LINE == 0 or vectors.itemsize * vectors.shape[1] % _LINE):
+        return vectors
+    made = _lines(vectors.shape)
+    made[...] = vectors
+    return made

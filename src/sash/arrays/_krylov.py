@@ -10,18 +10,17 @@ Source: Grimes, Lewis, Simon, A shifted block Lanczos algorithm, 1994; Wu, Simon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from scipy.linalg import eigh, qr
 
+from sash.arrays._row_slices import slices_of, sum_in_order
+
 _SMALL = 1e-4
 """Of the operator's size: directions of images below are made orthogonal to the space once more."""
-_CHUNK_BYTES = 2 << 20
-"""Of the space, at once: what a processor's own cache holds."""
 TOGETHER = 1e-5
 """Of an eigenvalue: as many as a block is wide that lie as near as this may be more than were found."""
 _CHECKED, _CHECKED_MANY, _MANY = 1.06, 1.12, 1000
@@ -91,7 +90,7 @@ def largest(
     small = np.zeros((space.shape[1], space.shape[1]))
     apart = Apart(threads)
     following = np.linalg.qr(random.standard_normal((side, block)))[0]
-    have, applied, looked = 0, 0, 0
+    have, applied, looked, previous = 0, 0, 0, 0
     before: np.ndarray | None = None
     while True:
         last = following.shape[1]
@@ -99,7 +98,9 @@ def largest(
         image = operator.gram(np.ascontiguousarray(following))
         applied += last
         have += last
-        image, small[:have, have - last : have] = apart(space[:, :have], np.asfortranarray(image))
+        # What came before the block before the last has its images in the space, so that this image has nothing of it.
+        image, small[:have, have - last : have] = apart(space[:, :have], np.asfortranarray(image), last + previous)
+        previous = last
         small[have - last : have, :have] = small[:have, have - last : have].T
         size = max(float(np.abs(np.diag(small[:have, :have])).max()), np.finfo(float).tiny)
         least = 16 * np.finfo(float).eps * size
@@ -127,52 +128,45 @@ def largest(
             # Random directions, and what grew out of them, changed nothing: there was no more.
             settled = before is not None and len(before) == len(top) and bool(np.all(top - before <= TOGETHER * top[0]))
             if not doubtful or settled:
-                return Pairs(top, space[:, :have] @ rotation[:, :wanted], lost[:wanted] / np.maximum(top, least), applied, have)
+                vectors = _turned(space[:, :have], rotation[:, :wanted], threads)
+                return Pairs(top, vectors, lost[:wanted] / np.maximum(top, least), applied, have)
             before = top.copy()
         fresh = min(block, side - have - following.shape[1]) if exhausted or wanted is not None else 0
         if full or have + following.shape[1] + fresh > space.shape[1]:
             kept = min(max(wanted or 0, have // 2, keep), most - 2 * block)
             have = _restarted(space, small, values, rotation[:, :kept])
-            looked = have
+            looked = previous = have
         if fresh:
             following = _more(apart, space[:, :have], following, random, fresh)
 
 
 class Apart:
-    """What of vectors is orthogonal to a space, chunk of rows by chunk: threads that take turns, and sums that come out the same."""
+    """What of vectors is orthogonal to a space, slice of rows by slice."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
 
-    def __call__(self, space: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The rest of the image, in its own memory, and its projection; twice, which is enough."""
-        rows = max(_CHUNK_BYTES // (8 * space.shape[1]), 256)
-        chunks = [slice(start, start + rows) for start in range(0, len(space), rows)]
-        if self._threads == 1 or len(chunks) == 1:
-            return image, self._twice(space, image, chunks, map)
-        with ThreadPoolExecutor(self._threads, "sash") as pool:
-            return image, self._twice(space, image, chunks, pool.map)
+    def __call__(self, space: np.ndarray, image: np.ndarray, near: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """The rest of the image, in its own memory, and its projection; twice, which is enough.
 
-    def _twice(self, space: np.ndarray, image: np.ndarray, chunks: list[slice], each: Callable[..., Iterable[Any]]) -> np.ndarray:
-        def again(own: slice) -> np.ndarray:
-            image[own] -= space[own] @ first
-            return space[own].T @ image[own]
+        The first time the last `near` columns of the space suffice, where what the image has of the others is rounding.
+        """
+        with slices_of(len(space), 8 * space.shape[1], self._threads) as each:
+            first = space[:, -near:]
+            parts = sum_in_order(each(lambda own: first[own].T @ image[own]))
 
-        def rest(own: slice) -> None:
-            image[own] -= space[own] @ second
+            def again(own: slice) -> np.ndarray:
+                image[own] -= first[own] @ parts
+                return space[own].T @ image[own]
 
-        first = _summed(each(lambda own: space[own].T @ image[own], chunks))
-        second = _summed(each(again, chunks))
-        list(each(rest, chunks))
-        return first + second
+            rest = sum_in_order(each(again))
 
+            def last(own: slice) -> None:
+                image[own] -= space[own] @ rest
 
-def _summed(parts: Iterable[np.ndarray]) -> np.ndarray:
-    found: np.ndarray | None = None
-    for part in parts:
-        found = part if found is None else found + part
-    assert found is not None
-    return found
+            each(last)
+        rest[-near:] += parts
+        return image, rest
 
 
 def _directions(image: np.ndarray, least: float, most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -183,6 +177,14 @@ def _directions(image: np.ndarray, least: float, most: int) -> tuple[np.ndarray,
     coordinates = np.empty((rank, image.shape[1]))
     coordinates[:, order] = upper[:rank]
     return vectors[:, :rank], coordinates
+
+
+def _turned(space: np.ndarray, rotation: np.ndarray, threads: int) -> np.ndarray:
+    """Their product."""
+    made = np.empty((len(space), rotation.shape[1]))
+    with slices_of(len(space), 8 * space.shape[1], threads) as each:
+        each(lambda own: np.matmul(space[own], rotation, out=made[own]))
+    return made
 
 
 def _more(apart: Apart, space: np.ndarray, following: np.ndarray, random: np.random.Generator, count: int) -> np.ndarray:

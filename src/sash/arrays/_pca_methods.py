@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from sash.arrays._krylov import Pairs, State, largest
 from sash.arrays._matrix import Matrix
 from sash.arrays._moments import moments
 from sash.arrays._pca_ways import Asked, Way
+from sash.arrays._row_slices import Each, slices_of, sum_in_order
 from sash.arrays._sweep import Sweep, cut_rows
 from sash.arrays._tridiagonal import Reduced, parted
 from sash.errors import InputError, SashError
@@ -209,27 +211,42 @@ def chunks(job: Task, centred: Centred, made: Found, done: set[int]) -> Iterator
 
 def _both_sides(centred: Centred, own: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Loadings, scores, singular values and residuals, of unit vectors on the smaller side; the largest loading is positive."""
-    other = centred.back(own) if centred.of_rows else centred.forth(own)
-    values = _lengths(other)
-    divisors = np.where(values > 0, values, 1.0)
-    other /= divisors
-    again = centred.forth(other) if centred.of_rows else centred.back(other)
-    own *= values
-    again -= own
-    residuals = _lengths(again) / divisors
-    del again
-    if centred.of_rows:
-        loadings, scores = other, own
-    else:
-        own /= divisors
-        other *= values
-        loadings, scores = own, other
-    signs = np.where(loadings.max(axis=0) >= -loadings.min(axis=0), 1.0, -1.0)
-    loadings *= signs
-    scores *= signs
-    return loadings, scores, values, residuals
+    of_rows, threads = centred.of_rows, centred.sweep.lanes
+    other = centred.back(own) if of_rows else centred.forth(own)
+    with slices_of(len(other), 8 * other.shape[1], threads) as long, slices_of(len(own), 8 * own.shape[1], threads) as short:
+        values = _lengths(other, long)
+        divisors = np.where(values > 0, values, 1.0)
+        signs = _signs(other, long) if of_rows else _signs(own, short)
+        _scale(other, signs / divisors, long)
+        again = centred.forth(other) if of_rows else centred.back(other)
+        _scale(own, signs * values, short)
+        short(partial(_subtract, again, own))
+        residuals = _lengths(again, short) / divisors
+        del again
+        if of_rows:
+            return other, own, values, residuals
+        _scale(own, 1 / divisors, short)
+        _scale(other, values, long)
+        return own, other, values, residuals
 
 
-def _lengths(columns: np.ndarray) -> np.ndarray:
+def _lengths(columns: np.ndarray, each: Each) -> np.ndarray:
     """Of columns, without a copy of their squares."""
-    return np.sqrt(np.einsum("ij,ij->j", columns, columns))
+    return np.sqrt(sum_in_order(each(lambda rows: np.einsum("ij,ij->j", columns[rows], columns[rows]))))
+
+
+def _signs(columns: np.ndarray, each: Each) -> np.ndarray:
+    """What makes the largest number of each column positive."""
+    most = np.max(each(lambda rows: columns[rows].max(axis=0)), axis=0)
+    least = np.min(each(lambda rows: columns[rows].min(axis=0)), axis=0)
+    return np.where(most >= -least, 1.0, -1.0)
+
+
+def _subtract(columns: np.ndarray, others: np.ndarray, rows: slice) -> None:
+    """In place."""
+    columns[rows] -= others[rows]
+
+
+def _scale(columns: np.ndarray, factors: np.ndarray, each: Each) -> None:
+    """In place."""
+    each(lambda rows: np.multiply(columns[rows], factors, out=columns[rows]))

@@ -9,6 +9,7 @@ from math import ceil
 
 import numpy as np
 
+from sash.arrays._centred import STRIP
 from sash.arrays._gram import Gram
 from sash.arrays._krylov import space_bytes
 from sash.arrays._matrix import Matrix
@@ -150,7 +151,8 @@ def _ways(
                 for block in blocks:
                     for many in SPACES:
                         most = min(many * count + 10 * block, side)
-                        for chunk in dict.fromkeys((min(CHUNK, count), min(NARROW, count))):
+                        widest = STRIP if held and not asked.filed else CHUNK
+                        for chunk in dict.fromkeys((min(widest, count), min(NARROW, count))):
                             yield _krylov(
                                 name, matrix, asked, threads, stored, held, block, most, chunk, rates, reading(threads, stored)[1]
                             )
