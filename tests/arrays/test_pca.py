@@ -1,6 +1,7 @@
 """Principal components against dense float64 decompositions and scikit-learn, over spectra that are hard, and what is refused."""
 
 import json
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
@@ -246,9 +247,24 @@ def test_a_plan_tells_every_way_and_runs_nothing():
     assert pca(matrix, 20, budget=caught.value.least_bytes, plan_only=True).peak_bytes <= caught.value.least_bytes
 
 
-def test_rates_decide_which_way_is_taken(monkeypatch):
-    from dataclasses import replace
+def test_an_early_estimate_decides_how_a_share_is_found(monkeypatch):
+    matrix = sparse(600, 900)
+    monkeypatch.setattr("sash.arrays._pca._WORTH", 0.0)
+    supposed = pca(matrix, variance=0.1, plan_only=True)
+    assert (supposed.method, supposed.estimate) == ("gram", None)
+    monkeypatch.setattr("sash.arrays._pca._WORTH", 1e9)
+    plan, found = pca(matrix, variance=0.1, plan_only=True), pca(matrix, variance=0.1)
+    assert plan.method == found.method == "krylov"
+    assert plan.estimate == replace(estimate_components(matrix, 0.1), wall_s=plan.estimate.wall_s)
+    assert str(plan.estimate) in str(plan)
+    assert plan.estimate.low <= len(found.singular_values) <= plan.estimate.high
+    assert len(found.singular_values) == len(pca(matrix, variance=0.1, method="gram").singular_values)
+    # What would be too large for as many components as might be is not for those that there are.
+    least = pca(matrix, variance=0.1, plan_only=True).peak_bytes
+    assert least < supposed.peak_bytes
 
+
+def test_rates_decide_which_way_is_taken(monkeypatch):
     from sash.arrays import array_rates
 
     matrix, usual = sparse(900, 1200), array_rates()

@@ -7,6 +7,8 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +19,7 @@ from sash.arrays._journal import Journal
 from sash.arrays._matrix import Matrix
 from sash.arrays._matrix_names import Names
 from sash.arrays._moments import Moments
+from sash.arrays._pca_estimate import ComponentsEstimate, estimated_of
 from sash.arrays._pca_methods import Task, centred_of, chunks, found_by
 from sash.arrays._pca_open import opened_within
 from sash.arrays._pca_result import PCA, PcaPlan
@@ -25,11 +28,13 @@ from sash.arrays._pca_ways import Asked, Way, choose, without_time
 from sash.arrays._rates import array_rates
 from sash.arrays._running import MAPPED_FROM, Options, showing
 from sash.arrays._weights import Weighted, Weights
-from sash.errors import InputError, SashError
+from sash.errors import DoesNotFit, InputError, SashError
 from sash.heap import blocks_given_back
 from sash.units import format_shape
 
 METHODS = ("auto", "krylov", "gram", "randqb")
+_WORTH = 0.2
+"""Of the time of what is planned, that an estimate may take which might lead to another plan."""
 
 
 def pca(
@@ -66,7 +71,8 @@ def pca(
 
     Returns a `PCA`; with `out`, a name that ends in .zarr, that folder is written, chunk by chunk of components, and an interrupted run is
     taken up by the same call. `loadings` is the type that components are kept in. With `plan_only` nothing runs, and what would is
-    returned: a `PcaPlan`.
+    returned: a `PcaPlan`. How many components a share takes decides what is quickest: where telling that beforehand takes a fifth of the
+    time or less, it is estimated first, for a plan as well (see `estimate_components`).
     Raises `InputError` for what makes no components, `DoesNotFit` with the least budget that would do, before any work.
     Source: Grimes, Lewis, Simon 1994 (block Lanczos); Yu, Gu, Li 2018 (randQB_EI).
     """
@@ -77,15 +83,18 @@ def pca(
         now.enter_context(blocks_given_back(MAPPED_FROM))
         scratch = now.enter_context(_scratch(out))
 
+        told: list[ComponentsEstimate] = []
+
         def planned(matrix: Matrix) -> tuple[Asked, Way, PcaPlan]:
             asked = _asked(matrix, components, variance, tolerance, out is not None, np.dtype(loadings))
-            return asked, *_planned(matrix, asked, options, threads, method, out is not None)
+            if variance is None or method != "auto":
+                return asked, *_planned(matrix, asked, options, threads, method)
+            return _of_share(matrix, asked, options, threads, scale, seed, told)
 
         matrix, (asked, way, plan) = opened_within(source, options.budget_bytes, scratch, weights, planned, now, names, options.progress)
-        told = plan.operation
         if plan_only:
             return plan
-        share = now.enter_context(showing(options.progress, f"{told}, {way.method}", 100 << 20))
+        share = now.enter_context(showing(options.progress, f"{plan.operation}, {way.method}", 100 << 20))
         job = Task(matrix, asked, way, scale, seed, threads, lambda part: share(part * (100 << 20)))
         facts: dict[str, Any] = {"weights": weights, "scale": scale, "loadings": loadings}
         if out is None:
@@ -127,8 +136,35 @@ def _asked(matrix: Matrix, components: int | None, variance: float | None, toler
     return Asked(None if components is None else int(components), share, float(tolerance), filed, loadings, likely, most)
 
 
-def _planned(matrix: Matrix, asked: Asked, options: Options, threads: int, method: str, filed: bool) -> tuple[Way, PcaPlan]:
-    rates, spare = array_rates(), WRITING_BYTES if filed else 0
+def _of_share(
+    matrix: Matrix, asked: Asked, options: Options, threads: int, scale: bool, seed: int, told: list[ComponentsEstimate]
+) -> tuple[Asked, Way, PcaPlan]:
+    """The plan for a share of the variance: how many components that takes decides the method, and is estimated first where that is quick.
+
+    An estimate that was told is not made again.
+    """
+    refused: DoesNotFit | None = None
+    try:
+        found = asked, *_planned(matrix, asked, options, threads, "auto")
+        worth_s = found[1].wall_s * _WORTH
+    except DoesNotFit as error:
+        found, refused, worth_s = None, error, inf
+    assert asked.variance is not None
+    if not told and (near := estimated_of(matrix, asked.variance, options, scale, seed, worth_s)) is not None:
+        told.append(near)
+    for near in told:
+        asked = replace(asked, likely=max(near.high, 1))
+        return asked, *_planned(matrix, asked, options, threads, "auto", near)
+    if found is None:
+        assert refused is not None
+        raise refused
+    return found
+
+
+def _planned(
+    matrix: Matrix, asked: Asked, options: Options, threads: int, method: str, near: ComponentsEstimate | None = None
+) -> tuple[Way, PcaPlan]:
+    rates, spare = array_rates(), WRITING_BYTES if asked.filed else 0
     way, methods = choose(matrix, asked, options.budget_bytes, threads, method, rates, spare)
     chosen = next(one for one in methods if one.name == way.method)
     count = asked.components or asked.likely
@@ -152,6 +188,7 @@ def _planned(matrix: Matrix, asked: Asked, options: Options, threads: int, metho
         methods=methods,
         components=asked.components,
         variance=asked.variance,
+        estimate=near,
     )
     return way, plan
 

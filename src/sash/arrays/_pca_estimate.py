@@ -31,11 +31,12 @@ from sash.arrays._krylov import State, largest, space_bytes
 from sash.arrays._matrix import Matrix
 from sash.arrays._moments import LANE_BYTES, moments
 from sash.arrays._pca_open import opened_within
-from sash.arrays._pca_ways import BLOCK, STARTING_BYTES
+from sash.arrays._pca_ways import BLOCK, STARTING_BYTES, seconds
+from sash.arrays._rates import array_rates
 from sash.arrays._running import Options, does_not_fit
 from sash.arrays._sweep import Sweep
 from sash.arrays._weights import Weights
-from sash.errors import InputError
+from sash.errors import DoesNotFit, InputError
 from sash.units import format_seconds
 
 PROBES = 16
@@ -98,6 +99,18 @@ def estimate_components(
         planned = partial(_planned, options=options)
         matrix, (sweep, held) = opened_within(source, options.budget_bytes, folder, weights, planned, now)
         return _estimated(matrix, sweep, held, float(variance), options, scale, seed, began)
+
+
+def estimated_of(matrix: Matrix, variance: float, options: Options, scale: bool, seed: int, worth_s: float) -> ComponentsEstimate | None:
+    """The estimate of an opened matrix; None where it takes longer than it is worth, or does not fit."""
+    pairs = 2 * matrix.nnz * (PROBES * STEPS + _MOST)
+    if matrix.shape[0] < 2 or seconds(matrix, pairs, 0.0, 0.0, options.most_workers, array_rates()) > worth_s:
+        return None
+    try:
+        sweep, held = _planned(matrix, options)
+    except DoesNotFit:
+        return None
+    return _estimated(matrix, sweep, held, variance, options, scale, seed, perf_counter())
 
 
 def _planned(matrix: Matrix, options: Options) -> tuple[Sweep, bool]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from sash.arrays._pca_estimate import ComponentsEstimate
 from sash.arrays._plan import ArrayPlan
 from sash.arrays._topics_result import TopicModel
 from sash.arrays._weights import Weights, weigh
@@ -25,6 +26,8 @@ class PcaPlan(ArrayPlan):
     components: int | None = None
     """None where their number follows from a share of the variance."""
     variance: float | None = None
+    estimate: ComponentsEstimate | None = None
+    """How many components that takes, where it was told beforehand."""
 
     def __str__(self) -> str:
         count = f"{self.components} components" if self.components else f"the components of {self.variance:.6g} of the variance"
@@ -34,6 +37,8 @@ class PcaPlan(ArrayPlan):
             f"peak      {format_bytes(self.peak_bytes)} of a budget of {format_bytes(self.budget_bytes)}, {self.workers} threads",
             f"residuals at most {self.error:.1e} of each singular value",
         ]
+        if self.estimate is not None:
+            lines.insert(1, f"number    {self.estimate}")
         if self.wall_s is not None:
             lines.append(f"time      {format_seconds(self.wall_s)}, by forecast")
         lines += [f"  {method.name}: {method.verdict}" for method in self.methods]

@@ -210,7 +210,7 @@ def _krylov(
     flops = 6.0 * side * applied * min(most, applied) + 10.0 * most**3
     passes = 0 if held else matrix.file_bytes * (1 if rows >= columns else 2) * ceil(applied / block)
     moved = (matrix.file_bytes + passes) * rates["matrix.byte_s"]
-    return Way(name, threads, stored, held, block, most, chunk, count, peak, _seconds(matrix, pairs, flops, moved, threads, rates))
+    return Way(name, threads, stored, held, block, most, chunk, count, peak, seconds(matrix, pairs, flops, moved, threads, rates))
 
 
 def _gram(matrix: Matrix, asked: Asked, threads: int, stored: int, chunk: int, group: int, rates: ArrayRates, reading: int) -> Way:
@@ -232,10 +232,11 @@ def _gram(matrix: Matrix, asked: Asked, threads: int, stored: int, chunk: int, g
     moved = (8 / 6 * side**3 + matrix.file_bytes) * rates["matrix.byte_s"]
     pairs = 2 * matrix.nnz * 1.5 * count
     extra = 1 + 0.02 * (groups - 1)
-    return Way("gram", threads, stored, False, BLOCK, 0, chunk, group, peak, extra * _seconds(matrix, pairs, flops, moved, threads, rates))
+    return Way("gram", threads, stored, False, BLOCK, 0, chunk, group, peak, extra * seconds(matrix, pairs, flops, moved, threads, rates))
 
 
-def _seconds(matrix: Matrix, pairs: float, flops: float, moved_s: float, threads: int, rates: ArrayRates) -> float:
+def seconds(matrix: Matrix, pairs: float, flops: float, moved_s: float, threads: int, rates: ArrayRates) -> float:
+    """By this machine's rates: numbers of the matrix that meet one of a vector, dense operations, and what is moved."""
     sparse_s = pairs * (rates["matrix.pair_s"] if matrix.sparse else 2 * rates["matrix.flop_s"])
     return rates["job.s"] + (sparse_s + flops * rates["matrix.flop_s"] + moved_s) / threads
 
