@@ -74,6 +74,7 @@ class Centred:
 
     def back(self, vectors: np.ndarray) -> np.ndarray:
         """The transpose times vectors of as many numbers as there are rows."""
+        vectors = np.ascontiguousarray(vectors)
         sums = vectors.sum(axis=0)
         if self.held:
             made = self._gathered(self._columns, vectors, np.zeros(vectors.shape[1]))
@@ -109,10 +110,10 @@ class Centred:
         return made
 
     def _scaled(self, vectors: np.ndarray) -> np.ndarray:
-        """Numbers of columns as scaled."""
+        """Numbers of columns as scaled, in C's order."""
         if self._scales:
             return np.multiply(vectors, self.moments.scale[:, None], out=_lines(vectors.shape))
-        return _in_lines(vectors) if self.sweep.matrix.sparse else vectors
+        return _in_lines(vectors)
 
     @cached_property
     def _scales(self) -> bool:
