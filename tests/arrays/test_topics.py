@@ -8,7 +8,7 @@ import scipy.io
 import scipy.sparse
 import zarr
 
-from sash.arrays import topics
+from sash.arrays import _topics, topics
 from sash.arrays._coherence import npmi, shared_documents, umass
 from sash.errors import DoesNotFit, InputError
 
@@ -146,3 +146,38 @@ def test_what_is_no_corpus_and_what_is_no_setting_is_refused(tmp_path, monkeypat
 def test_without_held_out_rows_there_is_no_perplexity():
     found = topics(SPARSE, TOPICS, held_out=0, passes=2)
     assert (found.perplexity, found.unigram_perplexity, found.history, found.passes) == (None, None, (), 2)
+
+
+def test_an_interrupted_run_goes_on_after_the_last_whole_pass_with_the_same_numbers(tmp_path, monkeypatch):
+    words = {"names": NAMES, "seed": 3, "passes": 4}
+    whole = topics(SPARSE, TOPICS, tmp_path / "whole.zarr", **words)
+    learn, learnt, out = _topics._Learner.learn, [], tmp_path / "out.zarr"
+    monkeypatch.setattr(_topics._Learner, "learn", lambda learner, number, tick: learn(learner, number, tick) if number < 2 else stop())
+    with pytest.raises(KeyboardInterrupt):
+        topics(SPARSE, TOPICS, out, **words)
+    assert not out.exists()
+    monkeypatch.setattr(_topics._Learner, "learn", lambda learner, number, tick: (learnt.append(number), learn(learner, number, tick)))
+    with pytest.raises(InputError, match=r"other things changed: seed\. Undo that to go on with it, or say restart=True"):
+        topics(SPARSE, TOPICS, out, **{**words, "seed": 4})
+    found = topics(SPARSE, TOPICS, out, **words)
+    assert learnt == [2, 3][: whole.passes - 2]
+    assert found.history == whole.history
+    for name in ("topics", "documents"):
+        np.testing.assert_array_equal(zarr.open_group(out)[name][...], zarr.open_group(tmp_path / "whole.zarr")[name][...])
+    assert {path.name for path in tmp_path.iterdir()} == {"whole.zarr", "out.zarr"}
+
+
+def test_what_was_kept_and_cannot_be_read_is_made_again(tmp_path, monkeypatch):
+    learn = _topics._Learner.learn
+    monkeypatch.setattr(_topics._Learner, "learn", lambda learner, number, tick: learn(learner, number, tick) if number < 1 else stop())
+    with pytest.raises(KeyboardInterrupt):
+        topics(SPARSE, TOPICS, tmp_path / "out.zarr", passes=2)
+    (kept,) = tmp_path.iterdir()
+    kept.write_bytes(kept.read_bytes()[:1000])
+    monkeypatch.setattr(_topics._Learner, "learn", learn)
+    assert topics(SPARSE, TOPICS, tmp_path / "out.zarr", passes=2).passes == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
+
+
+def stop():
+    raise KeyboardInterrupt

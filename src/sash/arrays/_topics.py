@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from sash.arrays._matrix_open import open_matrix
 from sash.arrays._plan import ArrayPlan, Method
 from sash.arrays._running import MAPPED_FROM, showing
 from sash.arrays._store_sink import Target, remove
-from sash.arrays._store_zarr import zarr_layout
+from sash.arrays._topics_documents import Documents
+from sash.arrays._topics_passes import Learnt, Passes
 from sash.arrays._topics_result import Topic, TopicModel, TopicTerm
 from sash.arrays._weights import blocks_within
 from sash.errors import DoesNotFit, InputError
@@ -55,6 +57,7 @@ def topics(
     batch_rows: int | None = None,
     seed: int = 0,
     overwrite: bool = False,
+    restart: bool = False,
     progress: bool | None = None,
     plan_only: bool = False,
 ) -> TopicModel | ArrayPlan:
@@ -64,7 +67,8 @@ def topics(
     a time, in up to `passes` passes; it stops after one that hardly helps. A share `held_out` of the rows, at most 2,000, is not learnt
     from: half of their words, drawn by `seed`, are foretold from the other half. Coherence is of the `top` likeliest terms of a topic,
     over all rows. With `out`, a .zarr folder, the arrays `topics` (topics, columns), `documents` (rows, topics) and, where there are
-    any, `names` are written there, and otherwise returned; the same seed gives the same numbers.
+    any, `names` are written there, and otherwise returned; the same seed gives the same numbers. What was learnt is kept beside the folder
+    after every pass: the same call goes on with an interrupted run, and `restart` begins it anew.
 
     What is held stays within `budget`; `plan_only` tells it without running. Raises `InputError` for numbers that are no counts,
     `DoesNotFit` where the budget is too small.
@@ -85,17 +89,45 @@ def topics(
         plan = _plan(matrix, topics, cut, passes, limit)
         if plan_only:
             return plan
+        kept = None if target is None else Passes(target, _resting(matrix, topics, cut, held_out, seed))
+        before = None if kept is None else kept.begun(restart)
         learner = _Learner(matrix, topics, cut, held_out, seed)
-        history: list[float] = []
         # A pass to learn, and one at the end that puts topics into rows: by numbers, which take as long wherever they lie.
         tick = stack.enter_context(showing(progress, plan.operation, 12 * matrix.nnz * (passes + 1)))
-        for number in range(passes):
-            learner.learn(number, tick)
-            if learner.held:
-                history.append(learner.perplexity())
-                if number and history[-1] > history[-2] * (1 - _ENOUGH):
-                    break
-        return _told(learner, cut, target, top, history, seed, plan, begun, tick)
+        history = _learnt(learner, passes, kept, before, tick)
+        found = _told(learner, cut, target, top, history, seed, plan, begun, tick)
+        if kept is not None:
+            kept.remove()
+        return found
+
+
+def _resting(matrix: Matrix, topics: int, cut: _Cut, held_out: float, seed: int) -> dict[str, Any]:
+    """What a pass rests on."""
+    return {
+        "source": matrix.identity,
+        "topics": topics,
+        "held_out": held_out,
+        "seed": seed,
+        "batch": cut.run_rows,
+        "versions": [version(name) for name in ("scikit-learn", "numpy")],
+    }
+
+
+def _learnt(learner: _Learner, passes: int, kept: Passes | None, before: Learnt | None, tick: Callable[[float], None]) -> list[float]:
+    """Passes from where an earlier run ended, each kept once it is whole; the perplexity after each."""
+    history = [] if before is None else list(before.history)
+    if before is not None:
+        before.put(learner.model)
+        tick(12 * learner.matrix.nnz * before.passes)
+    for number in range(0 if before is None else before.passes, passes):
+        if len(history) > 1 and history[-1] > history[-2] * (1 - _ENOUGH):
+            break
+        learner.learn(number, tick)
+        if learner.held:
+            history.append(learner.perplexity())
+        if kept is not None:
+            kept.put(Learnt.of(learner.model, history, number + 1))
+    return history
 
 
 @dataclass(frozen=True)
@@ -193,7 +225,7 @@ def _told(
     rows, columns = matrix.shape
     top = min(top, columns)
     likeliest = np.argsort(-terms, axis=1, kind="stable")[:, :top]
-    made = _Documents(target, rows, len(terms))
+    made = Documents(target, rows, len(terms))
     weight = np.zeros(len(terms))
     try:
 
@@ -245,49 +277,6 @@ def _told(
         terms[order],
         documents,
     )
-
-
-class _Documents:
-    """Shares of topics in rows: in memory, or in a zarr folder that gets its name when it is whole."""
-
-    def __init__(self, target: Target | None, rows: int, topics: int) -> None:
-        self._target = target
-        if target is None:
-            self._array: Any = np.empty((rows, topics))
-            return
-        import zarr
-
-        target.discard()
-        with target.room(8 * rows * topics):
-            self._root = zarr.create_group(store=target.partial)
-            chunks, _ = zarr_layout((rows, topics), np.dtype(float))
-            self._array = self._root.create_array("documents", shape=(rows, topics), dtype=float, chunks=(chunks[0], topics))
-
-    def put(self, first: int, shares: np.ndarray) -> None:
-        """Rows from `first` on."""
-        if self._target is None:
-            self._array[first : first + len(shares)] = shares
-            return
-        with self._target.room(8 * shares.size):
-            self._array[first : first + len(shares)] = shares
-
-    def finish(self, order: np.ndarray, terms: np.ndarray, names: tuple[str, ...] | None) -> np.ndarray | Path:
-        """Topics in that order; the array, or the path."""
-        if self._target is None:
-            return self._array[:, order]
-        step = self._array.chunks[0]
-        with self._target.room(terms.nbytes):
-            for first in range(0, self._array.shape[0], step):
-                self._array[first : first + step] = self._array[first : first + step][:, order]
-            self._root.create_array("topics", data=terms)
-            if names is not None:
-                self._root.create_array("names", shape=(len(names),), dtype=str)[:] = np.array(names, dtype=object)
-        return self._target.publish()
-
-    def abandon(self) -> None:
-        """Take away what was written."""
-        if self._target is not None:
-            self._target.discard()
 
 
 def _check(topics: int, weights: str, passes: int, held_out: float, top: int) -> None:

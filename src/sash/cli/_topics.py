@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sash.cli._array import ArrayBudget, Overwrite, PlanOnly
+from sash.cli._array import ArrayBudget, Overwrite, PlanOnly, Restart
 from sash.cli._show import check_writable, guarded, say, show, show_json
 from sash.cli._workload import Debug, Json
 
@@ -39,6 +39,7 @@ def topics(
     budget: ArrayBudget = "512 MiB",
     html: Html = None,
     overwrite: Overwrite = False,
+    restart: Restart = False,
     plan_only: PlanOnly = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -62,6 +63,7 @@ def topics(
         weights=weights,
         budget=budget,
         overwrite=overwrite,
+        restart=restart,
         plan_only=plan_only,
     )
     if isinstance(found, arrays.TopicModel) and html is not None:
