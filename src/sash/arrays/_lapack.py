@@ -58,8 +58,8 @@ def lower_added(made: np.ndarray, left: np.ndarray, right: np.ndarray, factor: f
     def stripe(start: int) -> None:
         stop = min(start + _STRIPE, side)
         call(
-            "dgemm", "N", "T", side - start, stop - start, width, factor, left[start:], _lead(left), right[start:], _lead(right),
-            1.0, made[start:, start:], _lead(made),
+            "dgemm", "N", "T", side - start, stop - start, width, factor, left[start:], lead(left), right[start:], lead(right),
+            1.0, made[start:, start:], lead(made),
         )  # fmt: skip
 
     starts = range(0, side, _STRIPE)
@@ -71,6 +71,15 @@ def lower_added(made: np.ndarray, left: np.ndarray, right: np.ndarray, factor: f
         list(pool.map(stripe, starts))
 
 
-def _lead(matrix: np.ndarray) -> int:
+def product_added(made: np.ndarray, left: np.ndarray, right: np.ndarray, factor: float, turned: str = "NN") -> None:
+    """`made += factor * left @ right`, either of them turned first where its letter is T; all in Fortran's order, parts perhaps."""
+    shared = left.shape[1] if turned[0] == "N" else left.shape[0]
+    if made.size and shared:
+        call(
+            "dgemm", turned[0], turned[1], *made.shape, shared, factor, left, lead(left), right, lead(right), 1.0, made, lead(made),
+        )  # fmt: skip
+
+
+def lead(matrix: np.ndarray) -> int:
     """Numbers from one column to the next."""
     return matrix.strides[1] // matrix.itemsize if matrix.shape[1] > 1 else max(len(matrix), 1)
