@@ -15,7 +15,7 @@ import numpy as np
 import scipy.sparse
 from numba import njit
 
-from sash.arrays._lapack import call, lower_added
+from sash.arrays._lapack import call, lead, lower_added, product_added
 from sash.arrays._matrix import Matrix
 from sash.arrays._moments import Moments
 
@@ -25,6 +25,8 @@ PORTION = 256
 """Dense columns at once."""
 DENSE = 0.05
 """Share of numbers from which on columns of a sparse matrix are multiplied as dense ones, where they are the smaller side."""
+_STRIPE = 512
+"""Rows that a thread multiplies at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +74,81 @@ class Gram:
             self._columns(made, ended)
         return made
 
+    def strip(self, start: int, stop: int, ended: Callable[[float], None]) -> np.ndarray:
+        """The same of columns from `start` to before `stop`, their diagonal block and what is below: a pass over what it takes of the matrix.
+
+        `ended` is told shares of this strip.
+        """
+        made = np.zeros((self.side - start, stop - start), order="F")
+        if self.of_rows:
+            self._strip_of_rows(made, start, stop, ended)
+        else:
+            self._strip_of_columns(made, start, stop, ended)
+        return made
+
+    def strip_bytes(self, width: int) -> int:
+        """Held while strips of so many columns are made, the strip included."""
+        rows, columns = self.matrix.shape
+        made, width = 8 * self.side * width, min(width, self.side)
+        block = max(self.matrix.block_bytes(start, stop) for start, stop in self.blocks)
+        longest = max(stop - start for start, stop in self.blocks)
+        if not self.of_rows:
+            if not self.matrix.sparse or self._densely:
+                return made + block + 2 * 8 * longest * columns
+            stored = int(max(self.moments.row_nnz[start:stop].sum() for start, stop in self.blocks))
+            return made + block + 100 * stored + 24 * columns
+        strips = [(start, min(start + width, rows)) for start in range(0, rows, width)]
+        both = block + max(self.matrix.block_bytes(*own) for own in strips)
+        if not self.matrix.sparse:
+            return made + both + 8 * (longest + width) * columns
+        sums = np.concatenate([[0], np.cumsum(self.moments.row_nnz)])
+        stored = sum(int(max(sums[stop] - sums[start] for start, stop in own)) for own in (self.blocks, strips))
+        return made + both + 40 * stored + 8 * (longest + width) * PORTION + 24 * columns
+
+    def _strip_of_rows(self, made: np.ndarray, start: int, stop: int, ended: Callable[[float], None]) -> None:
+        first, sums = self._block(start, stop), np.zeros(self.side - start)
+        sums[: stop - start] = first.sums
+        self._pair(first, first, made[: stop - start])
+        ended((stop - start) / len(made))
+        for low, high in self.blocks:
+            low = max(low, stop)
+            if low < high:
+                second = self._block(low, high)
+                self._pair(first, second, made[low - start : high - start])
+                sums[low - start : high - start] = second.sums
+                ended((high - low) / len(made))
+        if self.matrix.sparse:
+            made -= sums[: stop - start]
+            made += (self._offset - sums)[:, None]
+
+    def _strip_of_columns(self, made: np.ndarray, start: int, stop: int, ended: Callable[[float], None]) -> None:
+        moments = self.moments
+        densely = not self.matrix.sparse or self._densely
+        for low, high in self.blocks:
+            block = self.matrix.block(low, high)
+            if densely or isinstance(block, np.ndarray):
+                full = block if isinstance(block, np.ndarray) else block.toarray()
+                centred = np.ascontiguousarray((full[:, start:] - moments.mean[start:]) * moments.scale[start:]).T
+                self._stripes(made, centred, centred[: stop - start])
+            else:
+                rows = _scaled(block, moments.scale)
+                self._sparse(rows[:, start:stop].T.tocsr(), rows[:, start:].tocsr(), made, True)
+            ended((high - low) / self.matrix.shape[0])
+        if not densely:
+            mean = moments.mean * moments.scale
+            for column in range(stop - start):
+                made[:, column] -= self.matrix.shape[0] * mean[start + column] * mean[start:]
+
+    def _stripes(self, made: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
+        """`made += left @ right.T`, some rows of it in each thread."""
+
+        def stripe(row: int) -> None:
+            own = slice(row, row + _STRIPE)
+            product_added(made[own], left[own], right, 1.0, "NT")
+
+        with ThreadPoolExecutor(self.threads, "sash") as pool:
+            list(pool.map(stripe, range(0, len(made), _STRIPE)))
+
     def _columns(self, made: np.ndarray, ended: Callable[[float], None]) -> None:
         side, moments = self.side, self.moments
         densely = not self.matrix.sparse or self._densely
@@ -101,9 +178,13 @@ class Gram:
                 ended(1 / total)
             sums[start:stop] = first.sums
         # Sparse columns are centred here.
-        offset = float(np.square(self.moments.mean * self.moments.scale)[~self._heavy].sum()) if self.matrix.sparse else 0.0
         if self.matrix.sparse:
-            _centre(made.T, sums, offset)
+            _centre(made.T, sums, self._offset)
+
+    @property
+    def _offset(self) -> float:
+        """What centring adds to every product of sparse parts."""
+        return float(np.square(self.moments.mean * self.moments.scale)[~self._heavy].sum())
 
     @property
     def _heavy(self) -> np.ndarray:
@@ -122,12 +203,12 @@ class Gram:
 
     def _pair(self, first: _Block, second: _Block, made: np.ndarray) -> None:
         """Products of the second block's rows with the first's, into a part of the lower triangle."""
-        same, lead = first is second, self.side
+        same = first is second
         for left, right, count in _dense_pairs(first, second):
             if same:
                 lower_added(made, left, left, 1.0, self.threads)
             else:
-                call("dgemm", "N", "T", second.rows, first.rows, count, 1.0, right, second.rows, left, first.rows, 1.0, made, lead)
+                call("dgemm", "N", "T", second.rows, first.rows, count, 1.0, right, second.rows, left, first.rows, 1.0, made, lead(made))
         if first.light is not None and second.turned is not None:
             self._sparse(first.light, second.turned, made, same)
 

@@ -26,6 +26,7 @@ from sash.arrays._pca_result import PCA, PcaPlan
 from sash.arrays._pca_store import WRITING_BYTES, Folder, Held, opened
 from sash.arrays._pca_ways import Asked, Way, choose, without_time
 from sash.arrays._rates import array_rates
+from sash.arrays._reduced_filed import forget, left_bytes
 from sash.arrays._running import MAPPED_FROM, Options, showing
 from sash.arrays._weights import Weighted, Weights
 from sash.errors import DoesNotFit, InputError, SashError
@@ -81,12 +82,12 @@ def pca(
     _check(components, variance, tolerance, method, loadings, seed)
     with ExitStack() as now:
         now.enter_context(blocks_given_back(MAPPED_FROM))
-        scratch = now.enter_context(_scratch(out))
+        scratch = now.enter_context(_scratch(out, plan_only))
 
         told: list[ComponentsEstimate] = []
 
         def planned(matrix: Matrix) -> tuple[Asked, Way, PcaPlan]:
-            asked = _asked(matrix, components, variance, tolerance, out is not None, np.dtype(loadings))
+            asked = _asked(matrix, components, variance, tolerance, out is not None, np.dtype(loadings), scratch)
             if variance is None or method != "auto":
                 return asked, *_planned(matrix, asked, options, threads, method)
             return _of_share(matrix, asked, options, threads, scale, seed, told)
@@ -95,11 +96,11 @@ def pca(
         if plan_only:
             return plan
         share = now.enter_context(showing(options.progress, f"{plan.operation}, {way.method}", 100 << 20))
-        job = Task(matrix, asked, way, scale, seed, threads, lambda part: share(part * (100 << 20)))
+        job = Task(matrix, asked, way, scale, seed, threads, lambda part: share(part * (100 << 20)), scratch)
         facts: dict[str, Any] = {"weights": weights, "scale": scale, "loadings": loadings}
         if out is None:
             return _held(job, weights, scale)
-        return _filed(job, Path(out), options, facts, scratch)
+        return _filed(job, Path(out), options, facts)
 
 
 def _check(components: Any, variance: Any, tolerance: float, method: str, loadings: str, seed: int) -> None:
@@ -124,7 +125,15 @@ def _check(components: Any, variance: Any, tolerance: float, method: str, loadin
         raise InputError(f"seed is {seed!r}; give a whole number from 0 on.")
 
 
-def _asked(matrix: Matrix, components: int | None, variance: float | None, tolerance: float, filed: bool, loadings: np.dtype) -> Asked:
+def _asked(
+    matrix: Matrix,
+    components: int | None,
+    variance: float | None,
+    tolerance: float,
+    filed: bool,
+    loadings: np.dtype,
+    scratch: Path | None,
+) -> Asked:
     rows, columns = matrix.shape
     if rows < 2:
         raise InputError("the matrix has a single row, so that nothing varies; give two at least.")
@@ -133,7 +142,9 @@ def _asked(matrix: Matrix, components: int | None, variance: float | None, toler
         raise InputError(f"components is {components}; {rows} centred rows of {columns} columns have {most} at most.")
     likely = most if variance is None else max(int(most * (0.45 if variance < 0.95 else 0.8)), 1)
     share = None if variance is None else float(variance)
-    return Asked(None if components is None else int(components), share, float(tolerance), filed, loadings, likely, most)
+    there = scratch is not None and scratch.is_dir()
+    disk = shutil.disk_usage(scratch).free + left_bytes(scratch) if there else inf
+    return Asked(None if components is None else int(components), share, float(tolerance), filed, loadings, likely, most, disk)
 
 
 def _of_share(
@@ -169,6 +180,8 @@ def _planned(
     chosen = next(one for one in methods if one.name == way.method)
     count = asked.components or asked.likely
     passes = 1 if way.method == "gram" or way.held else 2 + -(-int(4 * count) // way.block)
+    if way.filed:
+        passes += -(-way.filed.side // way.filed.strip)
     written = count * (8 * matrix.shape[0] + asked.loadings.itemsize * matrix.shape[1])
     plan = PcaPlan(
         operation=f"PCA of {format_shape(matrix.shape)}",
@@ -189,13 +202,14 @@ def _planned(
         components=asked.components,
         variance=asked.variance,
         estimate=near,
+        disk_bytes=way.disk_bytes,
     )
     return way, plan
 
 
 @contextmanager
-def _scratch(out: Any) -> Iterator[Path | None]:
-    """A folder for what is put in order: beside the output, where an interrupted run finds it again; else one that is gone at the end."""
+def _scratch(out: Any, plan_only: bool) -> Iterator[Path | None]:
+    """A folder for what is larger than memory: beside the output, where an interrupted run finds it again; else one that is gone at the end."""
     if out is None:
         folder = Path(tempfile.mkdtemp(prefix="sash-"))
         try:
@@ -214,6 +228,8 @@ def _scratch(out: Any) -> Iterator[Path | None]:
         if not there:
             shutil.rmtree(folder, ignore_errors=True)
         raise
+    if there and plan_only:
+        return
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -228,7 +244,7 @@ def _held(job: Task, weights: Weights, scale: bool) -> PCA:
     return _result(job, centred.moments, into.components, into.scores, into.small, weights, scale, None)
 
 
-def _filed(job: Task, out: Path, options: Options, facts: dict[str, Any], scratch: Path | None) -> PCA:
+def _filed(job: Task, out: Path, options: Options, facts: dict[str, Any]) -> PCA:
     into = Folder(out, job.asked.loadings, options.overwrite)
     asked = job.asked
     resting = {
@@ -258,6 +274,8 @@ def _filed(job: Task, out: Path, options: Options, facts: dict[str, Any], scratc
             # It would come again.
             journal.remove()
             note.unlink(missing_ok=True)
+            if job.scratch is not None:
+                forget(job.scratch)
             raise
         if into.arrange(*job.matrix.shape, made.count, job.way.chunk):
             done = set()

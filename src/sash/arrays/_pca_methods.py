@@ -15,6 +15,7 @@ from sash.arrays._krylov import Pairs, State, largest
 from sash.arrays._matrix import Matrix
 from sash.arrays._moments import moments
 from sash.arrays._pca_ways import Asked, Way
+from sash.arrays._reduced_filed import FiledReduced, reduced_in_files
 from sash.arrays._row_slices import Each, slices_of, sum_in_order
 from sash.arrays._sweep import Sweep, cut_rows
 from sash.arrays._tridiagonal import Reduced, parted
@@ -40,6 +41,8 @@ class Task:
     threads: int
     tick: Callable[[float], None]
     """Told shares of all that is to be done."""
+    scratch: Path | None = None
+    """A folder for what is larger than memory."""
 
 
 def centred_of(job: Task) -> Centred:
@@ -123,17 +126,17 @@ def _sharpened(centred: Centred, vectors: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _by_gram(job: Task, centred: Centred, note: Path | None, resumed: bool) -> Found:
-    asked, way, side = job.asked, job.way, centred.side
-    reduced = Reduced.read(note, side) if note is not None and resumed else None
-    if reduced is None:
-        blocks = cut_rows(centred.moments.row_nnz, way.stored)
-        gram = Gram(job.matrix, centred.moments, centred.of_rows, blocks, way.workers).make(lambda share: job.tick(0.05 * share))
-        reduced = Reduced.of(gram)
-        del gram
+    asked, way = job.asked, job.way
+    blocks = cut_rows(centred.moments.row_nnz, way.stored)
+    gram = Gram(job.matrix, centred.moments, centred.of_rows, blocks, way.workers)
+    whole: Reduced | FiledReduced
+    if way.filed:
+        assert job.scratch is not None
+        whole = reduced_in_files(gram, job.scratch, way.filed, job.tick, resumed)
     else:
-        job.tick(0.05 + 0.6 * (1 - (1 - reduced.done / side) ** 3))
-    reduced.run(lambda share: job.tick(0.6 * share), note, threads=way.workers)
-    values = np.maximum(reduced.eigenvalues(), 0.0)
+        whole = _reduced(job, gram, note, resumed)
+    tridiagonal = whole.tridiagonal
+    values = np.maximum(tridiagonal.eigenvalues(), 0.0)
     # Of all rows' Gram matrix one eigenvalue is zero, and so may others be.
     values[values <= values[0] * _rounding(job)] = 0.0
     count = asked.components
@@ -141,10 +144,9 @@ def _by_gram(job: Task, centred: Centred, note: Path | None, resumed: bool) -> F
         assert asked.variance is not None
         count = _fewest(values, float(values.sum()), asked.variance) or int(np.count_nonzero(values))
     _check_rank(job, values[:count], _rounding(job))
-    whole = reduced
 
     def turned(start: int, stop: int) -> np.ndarray:
-        found = whole.vectors(start, stop, values, way.workers)
+        found = tridiagonal.vectors(start, stop, values, way.workers)
         whole.turned_back(found, way.workers)
         if start == 0 and stop == count and values[count - 1] <= _DOUBTFUL * values[0] and (not asked.filed or count <= way.chunk):
             return _sharpened(centred, found)[1]
@@ -154,6 +156,17 @@ def _by_gram(job: Task, centred: Centred, note: Path | None, resumed: bool) -> F
     if groups is None:
         raise SashError(f"more than {way.group} eigenvalues are equal but for rounding, and there is room for no more vectors at once.")
     return Found(count, turned, values, tuple(groups))
+
+
+def _reduced(job: Task, gram: Gram, note: Path | None, resumed: bool) -> Reduced:
+    """The Gram matrix, made and reduced in memory."""
+    reduced = Reduced.read(note, gram.side) if note is not None and resumed else None
+    if reduced is None:
+        reduced = Reduced.of(gram.make(lambda share: job.tick(0.05 * share)))
+    else:
+        job.tick(0.05 + 0.6 * (1 - (1 - reduced.done / gram.side) ** 3))
+    reduced.run(lambda share: job.tick(0.6 * share), note, threads=job.way.workers)
+    return reduced
 
 
 def _by_randqb(job: Task, centred: Centred) -> Pairs:

@@ -28,6 +28,8 @@ class PcaPlan(ArrayPlan):
     variance: float | None = None
     estimate: ComponentsEstimate | None = None
     """How many components that takes, where it was told beforehand."""
+    disk_bytes: int = 0
+    """Taken beside the output, or in the folder for temporary files, until it is whole: by a Gram matrix that is larger than memory."""
 
     def __str__(self) -> str:
         count = f"{self.components} components" if self.components else f"the components of {self.variance:.6g} of the variance"
@@ -39,6 +41,8 @@ class PcaPlan(ArrayPlan):
         ]
         if self.estimate is not None:
             lines.insert(1, f"number    {self.estimate}")
+        if self.disk_bytes:
+            lines.append(f"disk      {format_bytes(self.disk_bytes)} for the Gram matrix, until all is done")
         if self.wall_s is not None:
             lines.append(f"time      {format_seconds(self.wall_s)}, by forecast")
         lines += [f"  {method.name}: {method.verdict}" for method in self.methods]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from math import ceil
+from itertools import product
+from math import ceil, inf
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from sash.arrays._matrix import Matrix
 from sash.arrays._moments import LANE_BYTES, Moments
 from sash.arrays._plan import Method
 from sash.arrays._rates import ArrayRates
+from sash.arrays._reduced_filed import Sizes
 from sash.arrays._running import fewer
 from sash.arrays._sweep import Sweep, cut_rows
 from sash.arrays._tridiagonal import PANEL
@@ -37,6 +40,14 @@ GROWING = 3.6
 """Products for each component until the residuals are small, about: of texts."""
 SMALL_SIDE = 512
 """Up to which all eigenvalues cost nothing to speak of."""
+REDUCTIONS = ((128, 8), (128, 4), (64, 8), (64, 4), (64, 2), (32, 2), (32, 1))
+"""Columns of a panel, and panels whose updates are gathered, of a Gram matrix on disk: the wider, the fewer bytes are read."""
+PACKING_BYTES = 4 << 20
+"""What a thread's products of panels pack: measured, see the tests."""
+FILED_BYTE_S = 1e-9
+"""Of a file that the system does not keep, or has to write: an ordinary disk."""
+CHASED = 8.0
+"""Of the seconds of a product's operation: one of a band that becomes tridiagonal."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,8 @@ class Asked:
     """Components, about, where their number is not known before."""
     most: int
     """That there can be."""
+    disk: float = inf
+    """Bytes that are free for what is larger than memory."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,13 @@ class Way:
     """Eigenvectors that are in memory at once."""
     peak_bytes: int
     wall_s: float
+    filed: Sizes | None = None
+    """How the Gram matrix is reduced on disk; None where it is in memory."""
+
+    @property
+    def disk_bytes(self) -> int:
+        """Taken on disk beside the output."""
+        return self.filed.disk_bytes if self.filed else 0
 
 
 def choose(
@@ -84,12 +104,17 @@ def choose(
     """
     found: dict[str, Way] = {}
     least: dict[str, int] = {}
+    small_disk = ""
     reading = cache(partial(_reading, matrix))
     for name in ("krylov", "gram", "randqb"):
         if name == "randqb" and asked.variance is None:
             continue
         for way in _ways(name, matrix, asked, budget - spare, workers, rates, reading):
             way = replace(way, peak_bytes=way.peak_bytes + spare)
+            if way.disk_bytes > asked.disk:
+                short = f"{format_bytes(way.disk_bytes)} on disk, where {format_bytes(int(asked.disk))} are free"
+                small_disk = f" With the Gram matrix on disk it takes {format_bytes(way.peak_bytes)}, and {short}."
+                continue
             least[name] = min(least.get(name, way.peak_bytes), way.peak_bytes)
             if way.peak_bytes <= budget:
                 found[name] = way
@@ -101,7 +126,7 @@ def choose(
         told = min((least[name] for name in names), default=0)
         also = "" if asked.filed else " To a file, components and scores would not count: give `out`."
         how = "" if method == "auto" else f" by {method}"
-        raise DoesNotFit(f"principal components{how} hold {format_bytes(told)} at least; the budget is {format_bytes(budget)}.{also}", told)
+        raise DoesNotFit(f"principal components{how} hold {format_bytes(told)} at least; the budget is {format_bytes(budget)}.{small_disk}{also}", told)
     chosen = min(able, key=lambda way: way.wall_s)
     methods = []
     for name, needed in least.items():
@@ -110,6 +135,8 @@ def choose(
             verdict = "chosen" if found[name] is chosen else f"{ratio:.{2 if ratio < 10 else 0}f} times as long"
             if name == "randqb" and found[name] is not chosen:
                 verdict = "on request: it finds components enough, not the fewest"
+            if found[name].filed:
+                verdict += f"; the Gram matrix is on disk, {format_bytes(found[name].disk_bytes)} there"
             methods.append(Method(name, found[name].peak_bytes, found[name].wall_s, _error(name, asked), verdict))
         else:
             methods.append(Method(name, needed, None, _error(name, asked), f"holds {format_bytes(needed)} at least"))
@@ -133,16 +160,14 @@ def _ways(
     """A method's sizes, the quickest first."""
     side, count = min(matrix.shape), min(asked.components or asked.likely, min(matrix.shape))
     row_most = max(matrix.nnz // matrix.shape[0], 1)
+    gram_of = cache(partial(_gram_of, matrix))
     portions = sorted({max(size // 16, row_most) for size in (64 << 20, 16 << 20, 4 << 20, 1 << 20, 1 << 16)}, reverse=True)
     for threads in fewer(workers):
         for stored in portions:
             if name == "gram":
                 for chunk in dict.fromkeys((min(CHUNK, count), min(64, count), min(NARROW, count))):
-                    least = _gram(matrix, asked, threads, stored, chunk, chunk, rates, reading(threads, stored)[1])
-                    # As many eigenvectors at once as there is room for: those of one group are orthogonal whatever their values.
-                    room = max(budget - least.peak_bytes, 0) // (8 * side)
-                    group = min(chunk + room, count if asked.components else side)
-                    yield _gram(matrix, asked, threads, stored, chunk, group, rates, reading(threads, stored)[1])
+                    given = matrix, asked, threads, stored, chunk, rates, reading(threads, stored)[1], gram_of(threads, stored), budget
+                    yield _grouped(*given, None)
                 continue
             for held in (True, False) if matrix.sparse else (False,):
                 if held and stored != portions[0]:
@@ -156,6 +181,45 @@ def _ways(
                             yield _krylov(
                                 name, matrix, asked, threads, stored, held, block, most, chunk, rates, reading(threads, stored)[1]
                             )
+    if name == "gram" and side >= SMALL_SIDE:
+        for threads, (width, gathered), stored in product(fewer(workers), REDUCTIONS, portions):
+            for chunk in dict.fromkeys((min(CHUNK, count), min(64, count), min(NARROW, count))):
+                given = matrix, asked, threads, stored, chunk, rates, reading(threads, stored)[1], gram_of(threads, stored), budget
+                yield _grouped(*given, Sizes(side, width, gathered))
+
+
+def _gram_of(matrix: Matrix, threads: int, stored: int) -> Gram:
+    # What is dense is not known before the columns were counted: as if none were sparse.
+    counts = matrix.row_nnz()
+    unknown = Moments(np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(1, np.int64), counts)
+    return Gram(matrix, unknown, matrix.shape[0] < matrix.shape[1], cut_rows(counts, stored), threads)
+
+
+def _grouped(
+    matrix: Matrix,
+    asked: Asked,
+    threads: int,
+    stored: int,
+    chunk: int,
+    rates: ArrayRates,
+    reading: int,
+    gram: Gram,
+    budget: int,
+    filed: Sizes | None,
+) -> Way:
+    """With as many eigenvectors at once as there is room for: those of one group are orthogonal whatever their values."""
+    most = asked.components or gram.side
+
+    def of(group: int) -> Way:
+        return _gram(matrix, asked, threads, stored, chunk, group, rates, reading, gram, filed)
+
+    least = of(chunk)
+    room = max(budget - least.peak_bytes, 0) // (8 * gram.side)
+    group = min(chunk + room, most)
+    if filed and least.peak_bytes <= budget:
+        # What was held while the matrix was reduced is free by then.
+        group += bisect_right(range(group + 1, most + 1), budget, key=lambda more: of(more).peak_bytes)
+    return of(group)
 
 
 def _reading(matrix: Matrix, threads: int, stored: int) -> tuple[Sweep, int]:
@@ -213,26 +277,45 @@ def _krylov(
     return Way(name, threads, stored, held, block, most, chunk, count, peak, seconds(matrix, pairs, flops, moved, threads, rates))
 
 
-def _gram(matrix: Matrix, asked: Asked, threads: int, stored: int, chunk: int, group: int, rates: ArrayRates, reading: int) -> Way:
+def _gram(
+    matrix: Matrix,
+    asked: Asked,
+    threads: int,
+    stored: int,
+    chunk: int,
+    group: int,
+    rates: ArrayRates,
+    reading: int,
+    gram: Gram,
+    filed: Sizes | None,
+) -> Way:
     rows, columns = matrix.shape
     side = min(rows, columns)
     count = min(asked.components or asked.likely, side)
     fixed, looking = _fixed(matrix, asked, threads, reading, count)
-    # What is dense is not known before the columns were counted: as if none were sparse.
-    counts = matrix.row_nnz()
-    unknown = Moments(np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(1, np.int64), counts)
-    making = Gram(matrix, unknown, rows < columns, cut_rows(counts, stored), threads).working_bytes()
-    reducing = 8 * side * (PANEL + 8) + threads * (32 << 20)
     vectors = 8 * side * min(group, side) + 8 * 40 * side
     finishing = vectors + _finishing(matrix, threads, reading, chunk, False)
-    peak = fixed + max(looking, 8 * side**2 + max(making, reducing, finishing))
-    groups = ceil(count / group)
+    if filed:
+        making = gram.strip_bytes(filed.strip) + 8 * side * filed.width
+        packing = threads * PACKING_BYTES
+        working = max(making, filed.reducing_bytes(threads) + packing, vectors + filed.turning_bytes() + packing, finishing)
+    else:
+        reducing = 8 * side * (PANEL + 8) + threads * (32 << 20)
+        working = 8 * side**2 + max(gram.working_bytes(), reducing, finishing)
+    peak = fixed + max(looking, working)
+    groups = ceil(count / max(group, 1))
     flops = (2 / 3) * side**3 + 2.0 * side**2 * count + side**2 * min(columns, 2000)
     # Half of the reduction only reads what is left of the matrix.
     moved = (8 / 6 * side**3 + matrix.file_bytes) * rates["matrix.byte_s"]
+    if filed:
+        # All of it multiplies; what turns back the chase adds half as much again as the panels to their share, and the chase is no product.
+        flops += (2 / 3) * side**3 + 3.0 * side**2 * count + CHASED * 6.0 * side**2 * filed.width
+        passes = ceil(side / filed.strip)
+        moved = passes * matrix.file_bytes * rates["matrix.byte_s"] + filed.moved_bytes(groups) * threads * FILED_BYTE_S
     pairs = 2 * matrix.nnz * 1.5 * count
     extra = 1 + 0.02 * (groups - 1)
-    return Way("gram", threads, stored, False, BLOCK, 0, chunk, group, peak, extra * seconds(matrix, pairs, flops, moved, threads, rates))
+    wall_s = extra * seconds(matrix, pairs, flops, moved, threads, rates)
+    return Way("gram", threads, stored, False, BLOCK, 0, chunk, group, peak, wall_s, filed)
 
 
 def seconds(matrix: Matrix, pairs: float, flops: float, moved_s: float, threads: int, rates: ArrayRates) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ def triangle_bytes(side: int, width: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Triangle:
-    """An open file. Pages of it that the system keeps are not this process's, as those of a mapped one would be."""
+    """A file, open as long as this is there. What the system keeps of it is not this process's memory, as pages of a mapped one would be."""
 
     path: Path
     descriptor: int
@@ -43,7 +44,9 @@ class Triangle:
             except BaseException:
                 os.close(descriptor)
                 raise
-        return cls(path, descriptor, side, width)
+        found = cls(path, descriptor, side, width)
+        weakref.finalize(found, os.close, descriptor)
+        return found
 
     @property
     def count(self) -> int:
@@ -85,10 +88,6 @@ class Triangle:
         """Make what was written outlast the machine."""
         with _told(self.path, triangle_bytes(self.side, self.width)):
             os.fsync(self.descriptor)
-
-    def close(self) -> None:
-        """Let go of the file."""
-        os.close(self.descriptor)
 
 
 def _before(side: int, width: int, place: int) -> int:

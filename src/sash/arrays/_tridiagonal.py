@@ -42,6 +42,48 @@ NOTED_S = 240.0
 _MAGIC = "sash.tridiagonal/1"
 
 
+@dataclass(frozen=True, eq=False)
+class Tridiagonal:
+    """A symmetric tridiagonal matrix."""
+
+    diagonal: np.ndarray
+    beside: np.ndarray
+
+    def eigenvalues(self) -> np.ndarray:
+        """All of them, the largest first."""
+        values, beside = self.diagonal.copy(), np.append(self.beside, 0.0)
+        info = call("dsterf", len(values), values, beside, 0)
+        if info:
+            raise SashError(f"LAPACK's DSTERF found only {len(values) - info} of {len(values)} eigenvalues; the matrix holds huge numbers?")
+        return values[::-1]
+
+    def vectors(self, first: int, last: int, values: np.ndarray, threads: int = 1) -> np.ndarray:
+        """Its eigenvectors, of eigenvalues from the first to before the last, the largest counted 0."""
+        found = np.empty((len(self.diagonal), last - first), order="F")
+        pieces = parted(values, first, last, _PIECE) or [(first, last)]
+
+        def piece(own: tuple[int, int]) -> None:
+            # The smallest comes first there.
+            self._vectors(*own, found[:, last - own[1] : last - own[0]])
+
+        with ThreadPoolExecutor(threads, "sash") as pool:
+            list(map(piece, pieces) if threads == 1 else pool.map(piece, pieces))
+        return found[:, ::-1]
+
+    def _vectors(self, first: int, last: int, found: np.ndarray) -> None:
+        side, count = len(self.diagonal), last - first
+        values, counted, tried = np.empty(side), np.zeros(1, np.int32), np.ones(1, np.int32)
+        work, whole, support = np.empty(18 * side), np.empty(10 * side, np.int32), np.empty(2 * max(count, 1), np.int32)
+        diagonal, beside = self.diagonal.copy(), np.append(self.beside, 0.0)
+        place = (side - last + 1, side - first)
+        info = call(
+            "dstemr", "V", "I", side, diagonal, beside, 0.0, 0.0, *place, counted, values, found, side, count, support, tried,
+            work, len(work), whole, len(whole), 0,
+        )  # fmt: skip
+        if info or counted[0] != count:
+            raise SashError(f"LAPACK's DSTEMR ended with {info} and {counted[0]} of {count} eigenvectors.")
+
+
 @dataclass(eq=False)
 class Reduced:
     """A symmetric matrix on its way to a tridiagonal one."""
@@ -148,39 +190,10 @@ class Reduced:
             found.done = int(numbers[1])
         return found
 
-    def eigenvalues(self) -> np.ndarray:
-        """All of them, the largest first."""
-        values, beside = self.diagonal.copy(), np.append(self.beside, 0.0)
-        info = call("dsterf", len(values), values, beside, 0)
-        if info:
-            raise SashError(f"LAPACK's DSTERF found only {len(values) - info} of {len(values)} eigenvalues; the matrix holds huge numbers?")
-        return values[::-1]
-
-    def vectors(self, first: int, last: int, values: np.ndarray, threads: int = 1) -> np.ndarray:
-        """Eigenvectors of the tridiagonal matrix, of eigenvalues from the first to before the last, the largest counted 0."""
-        found = np.empty((len(self.diagonal), last - first), order="F")
-        pieces = parted(values, first, last, _PIECE) or [(first, last)]
-
-        def piece(own: tuple[int, int]) -> None:
-            # The smallest comes first there.
-            self._vectors(*own, found[:, last - own[1] : last - own[0]])
-
-        with ThreadPoolExecutor(threads, "sash") as pool:
-            list(map(piece, pieces) if threads == 1 else pool.map(piece, pieces))
-        return found[:, ::-1]
-
-    def _vectors(self, first: int, last: int, found: np.ndarray) -> None:
-        side, count = len(self.diagonal), last - first
-        values, counted, tried = np.empty(side), np.zeros(1, np.int32), np.ones(1, np.int32)
-        work, whole, support = np.empty(18 * side), np.empty(10 * side, np.int32), np.empty(2 * max(count, 1), np.int32)
-        diagonal, beside = self.diagonal.copy(), np.append(self.beside, 0.0)
-        place = (side - last + 1, side - first)
-        info = call(
-            "dstemr", "V", "I", side, diagonal, beside, 0.0, 0.0, *place, counted, values, found, side, count, support, tried,
-            work, len(work), whole, len(whole), 0,
-        )  # fmt: skip
-        if info or counted[0] != count:
-            raise SashError(f"LAPACK's DSTEMR ended with {info} and {counted[0]} of {count} eigenvectors.")
+    @property
+    def tridiagonal(self) -> Tridiagonal:
+        """What the matrix has become."""
+        return Tridiagonal(self.diagonal, self.beside)
 
     def turned_back(self, vectors: np.ndarray, threads: int = 1) -> None:
         """Make eigenvectors of the tridiagonal matrix those of the matrix, in place; Fortran's order, or its columns from last to first."""
