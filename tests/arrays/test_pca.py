@@ -11,10 +11,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA as Peer  # noqa: N811 (two classes of one name)
 
-from sash.arrays import PCA, PcaPlan, estimate_components, pca
+from sash.arrays import PCA, PcaPlan, _pca, estimate_components, pca
+from sash.arrays._reduced_filed import Sizes
 from sash.errors import DoesNotFit, InputError
 
 RNG = np.random.default_rng(0)
+
+ALL = pytest.mark.parametrize("method", ["krylov", "gram", "gram on disk"], indirect=True)
+GRAM = pytest.mark.parametrize("method", ["gram", "gram on disk"], indirect=True)
+
+
+@pytest.fixture
+def method(request, monkeypatch):
+    """A method's name. On disk a Gram matrix is reduced by panels that are narrow enough for matrices of tests."""
+    if request.param != "gram on disk":
+        return request.param
+    choose = _pca.choose
+
+    def filed(matrix, *given):
+        way, methods = choose(matrix, *given)
+        return (replace(way, filed=Sizes(min(matrix.shape), 8, 2)) if way.method == "gram" else way), methods
+
+    monkeypatch.setattr(_pca, "choose", filed)
+    return "gram"
 
 
 def sparse(rows, columns, density=0.1, seed=0):
@@ -49,7 +68,7 @@ def assert_same_components(found, matrix, scale=False, tolerance=1e-10):
     np.testing.assert_allclose(found.explained_variance_ratio, values[:count] ** 2 / np.sum(values**2), atol=tolerance)
 
 
-@pytest.mark.parametrize("method", ["krylov", "gram"])
+@ALL
 @pytest.mark.parametrize("scale", [False, True])
 @pytest.mark.parametrize("shape", [(60, 200), (200, 60), (90, 90)])
 def test_components_are_those_of_the_dense_decomposition(method, scale, shape):
@@ -123,7 +142,7 @@ SPECTRA = {
 
 
 @pytest.mark.parametrize("name", SPECTRA)
-@pytest.mark.parametrize("method", ["krylov", "gram"])
+@ALL
 def test_hard_spectra_have_their_singular_values(name, method):
     # Squares of singular values below 1e-7 of the largest are rounding.
     values, count = SPECTRA[name], 13 if name == "steep" else 17
@@ -141,22 +160,21 @@ def test_one_huge_column_leaves_the_others_their_components():
         np.testing.assert_allclose(found.singular_values, exact(matrix)[1][:5], rtol=1e-6)
 
 
-def test_empty_rows_and_columns_change_nothing_but_their_own_numbers():
+@ALL
+def test_empty_rows_and_columns_change_nothing_but_their_own_numbers(method):
     matrix = sparse(100, 60).tolil()
     matrix[[0, 50, 99]] = 0
     matrix[:, [0, 30, 59]] = 0
     matrix = scipy.sparse.csr_array(matrix)
-    for method in ("krylov", "gram"):
-        found = pca(matrix, 5, method=method, scale=True, tolerance=1e-11)
-        assert_same_components(found, matrix, scale=True)
-        assert np.abs(found.components[:, [0, 30, 59]]).max() < 1e-14
+    found = pca(matrix, 5, method=method, scale=True, tolerance=1e-11)
+    assert_same_components(found, matrix, scale=True)
+    assert np.abs(found.components[:, [0, 30, 59]]).max() < 1e-14
 
 
-def test_all_of_the_variance_is_the_rank():
-    matrix = spectrum(SPECTRA["rank 20"])
-    for method in ("auto", "gram"):
-        assert len(pca(matrix, variance=1.0, method=method).singular_values) == 20
-    assert len(pca(sparse(30, 80), variance=1).singular_values) == 29
+@pytest.mark.parametrize("method", ["auto", "gram", "gram on disk"], indirect=True)
+def test_all_of_the_variance_is_the_rank(method):
+    assert len(pca(spectrum(SPECTRA["rank 20"]), variance=1.0, method=method).singular_values) == 20
+    assert len(pca(sparse(30, 80), variance=1, method=method).singular_values) == 29
 
 
 def test_randqb_takes_components_enough():
@@ -167,7 +185,7 @@ def test_randqb_takes_components_enough():
     assert found.explained_variance_ratio.sum() >= 0.99 * (1 - 1e-9)
 
 
-@pytest.mark.parametrize("method", ["krylov", "gram"])
+@ALL
 @pytest.mark.parametrize("budget", ["least", "1 GiB"])
 def test_the_same_call_gives_the_same_bits(method, budget):
     matrix = sparse(300, 500)
@@ -181,17 +199,17 @@ def test_the_same_call_gives_the_same_bits(method, budget):
     np.testing.assert_allclose(first.singular_values, exact(matrix)[1][:5], rtol=1e-9)
 
 
-def test_a_matrix_read_in_blocks_has_the_same_components(tmp_path):
+@ALL
+def test_a_matrix_read_in_blocks_has_the_same_components(method, tmp_path):
     for shape in ((400, 90), (90, 400)):
         dense = RNG.standard_normal(shape).astype(np.float32)
         np.save(tmp_path / "dense.npy", dense)
         scipy.sparse.save_npz(tmp_path / "sparse.npz", sparse(*shape))
         for source, matrix in ((tmp_path / "dense.npy", dense), (tmp_path / "sparse.npz", sparse(*shape))):
-            for method in ("krylov", "gram"):
-                with pytest.raises(DoesNotFit) as caught:
-                    pca(source, 5, method=method, budget=1)
-                found = pca(source, 5, method=method, budget=caught.value.least_bytes, tolerance=1e-11)
-                assert_same_components(found, matrix, tolerance=1e-9)
+            with pytest.raises(DoesNotFit) as caught:
+                pca(source, 5, method=method, budget=1)
+            found = pca(source, 5, method=method, budget=caught.value.least_bytes, tolerance=1e-11)
+            assert_same_components(found, matrix, tolerance=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +236,12 @@ def test_wrong_words_are_refused(words, message):
         pca(sparse(60, 90), **words)
 
 
+@ALL
+def test_components_beyond_the_rank_are_refused(method):
+    with pytest.raises(InputError, match=r"components is 25, and the centred matrix has the rank 20.*; give 20 or fewer"):
+        pca(spectrum(SPECTRA["rank 20"]), 25, method=method)
+
+
 def test_matrices_without_components_are_refused():
     with pytest.raises(InputError, match="a single row"):
         pca(np.ones((1, 5)), 1)
@@ -227,9 +251,6 @@ def test_matrices_without_components_are_refused():
         pca(np.full((9, 5), 3.7), 1)
     with pytest.raises(InputError, match=r"nan at row 2, column 1"):
         pca(np.array([[1.0, 2], [3, 4], [5, np.nan]]), 1)
-    for method in ("krylov", "gram"):
-        with pytest.raises(InputError, match=r"components is 25, and the centred matrix has the rank 20.*; give 20 or fewer"):
-            pca(spectrum(SPECTRA["rank 20"]), 25, method=method)
 
 
 def test_a_plan_tells_every_way_and_runs_nothing():
@@ -274,6 +295,29 @@ def test_rates_decide_which_way_is_taken(monkeypatch):
     assert pca(matrix, 30, plan_only=True).method == "gram"
 
 
+@GRAM
+def test_all_of_a_hard_spectrum_comes_in_groups(method, monkeypatch):
+    """Texts' eigenvalues, spread over six orders of size, as good as dense ones down to the last."""
+    choose = _pca.choose
+
+    def tight(*given):
+        way, methods = choose(*given)
+        return replace(way, group=40, chunk=16), methods
+
+    monkeypatch.setattr(_pca, "choose", tight)
+    values = np.sort(10.0 ** -(np.random.default_rng(0).random(119) * 3))[::-1]
+    matrix = spectrum(values)
+    found = pca(matrix, variance=1 - 1e-9, method=method)
+    count = len(found.singular_values)
+    assert count > 110
+    left, exactly, _ = exact(matrix)
+    np.testing.assert_allclose(found.singular_values, exactly[:count], atol=1e-10 * exactly[0])
+    # Of the largest: a Gram matrix has the squares.
+    assert np.abs(found.components @ found.components.T - np.eye(count)).max() < 1e-7
+    assert np.abs(found.scores.T @ found.scores - np.diag(found.singular_values**2)).max() < 1e-12 * exactly[0] ** 2
+    assert (found.residuals * found.singular_values).max() < 1e-10 * exactly[0]
+
+
 @pytest.mark.parametrize("weights", ["counts", "tfidf"])
 def test_an_estimate_holds_the_number_between_its_bounds(weights):
     matrix = sparse(400, 700)
@@ -297,10 +341,8 @@ def test_what_users_see_names_terms():
         found.transform(np.ones((3, 4)))
 
 
-def test_eigenvectors_in_groups_are_orthogonal_or_refused(monkeypatch):
-    from dataclasses import replace
-
-    from sash.arrays import _pca
+@GRAM
+def test_eigenvectors_in_groups_are_orthogonal_or_refused(method, monkeypatch):
     from sash.errors import SashError
 
     choose = _pca.choose
@@ -311,8 +353,8 @@ def test_eigenvectors_in_groups_are_orthogonal_or_refused(monkeypatch):
 
     monkeypatch.setattr(_pca, "choose", tight)
     matrix = sparse(150, 300, 0.3)
-    found = pca(matrix, 60, method="gram")
+    found = pca(matrix, 60, method=method)
     assert_same_components(found, matrix)
     assert np.abs(found.components @ found.components.T - np.eye(60)).max() < 1e-10
     with pytest.raises(SashError, match="more than 16 eigenvalues are equal but for rounding"):
-        pca(spectrum(SPECTRA["flat"]), 40, method="gram")
+        pca(spectrum(SPECTRA["flat"]), 40, method=method)

@@ -116,6 +116,7 @@ class Gram:
                 second = self._block(low, high)
                 self._pair(first, second, made[low - start : high - start])
                 sums[low - start : high - start] = second.sums
+                del second
                 ended((high - low) / len(made))
         if self.matrix.sparse:
             made -= sums[: stop - start]
@@ -127,12 +128,17 @@ class Gram:
         for low, high in self.blocks:
             block = self.matrix.block(low, high)
             if densely or isinstance(block, np.ndarray):
-                full = block if isinstance(block, np.ndarray) else block.toarray()
-                centred = np.ascontiguousarray((full[:, start:] - moments.mean[start:]) * moments.scale[start:]).T
+                full = np.array(block if isinstance(block, np.ndarray) else block.toarray(), np.float64, order="C")
+                full -= moments.mean
+                full *= moments.scale
+                centred = full.T[start:]
                 self._stripes(made, centred, centred[: stop - start])
+                del full, centred
             else:
                 rows = _scaled(block, moments.scale)
                 self._sparse(rows[:, start:stop].T.tocsr(), rows[:, start:].tocsr(), made, True)
+                del rows
+            del block
             ended((high - low) / self.matrix.shape[0])
         if not densely:
             mean = moments.mean * moments.scale
@@ -175,8 +181,11 @@ class Gram:
             for own_start, own_stop in self.blocks[place:]:
                 second = first if own_start == start else self._block(own_start, own_stop)
                 self._pair(first, second, made[own_start:own_stop, start:stop])
+                # Else both it and the next would be held.
+                del second
                 ended(1 / total)
             sums[start:stop] = first.sums
+            del first
         # Sparse columns are centred here.
         if self.matrix.sparse:
             _centre(made.T, sums, self._offset)
@@ -193,7 +202,11 @@ class Gram:
     def _block(self, start: int, stop: int) -> _Block:
         block, moments = self.matrix.block(start, stop), self.moments
         if isinstance(block, np.ndarray):
-            return _Block(stop - start, None, None, np.asfortranarray((block - moments.mean) * moments.scale), None, np.zeros(stop - start))
+            # In place: two more of the size would be held on the way.
+            whole = np.array(block, np.float64, order="F")
+            whole -= moments.mean
+            whole *= moments.scale
+            return _Block(stop - start, None, None, whole, None, np.zeros(stop - start))
         heavy = self._heavy
         rows = _scaled(block, moments.scale)
         dense = rows.tocsc()[:, heavy]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -42,10 +43,10 @@ SMALL_SIDE = 512
 """Up to which all eigenvalues cost nothing to speak of."""
 REDUCTIONS = ((128, 8), (128, 4), (64, 8), (64, 4), (64, 2), (32, 2), (32, 1))
 """Columns of a panel, and panels whose updates are gathered, of a Gram matrix on disk: the wider, the fewer bytes are read."""
-PACKING_BYTES = 4 << 20
+PACKING_BYTES = 3 << 20
 """What a thread's products of panels pack: measured, see the tests."""
-FILED_BYTE_S = 1e-9
-"""Of a file that the system does not keep, or has to write: an ordinary disk."""
+DISK_BYTE_S, KEPT_BYTE_S = 1e-9, 3e-10
+"""Of a file on an ordinary disk; of one that the system keeps in memory that is free: up to a quarter of all that there is."""
 CHASED = 8.0
 """Of the seconds of a product's operation: one of a band that becomes tridiagonal."""
 
@@ -311,11 +312,16 @@ def _gram(
         # All of it multiplies; what turns back the chase adds half as much again as the panels to their share, and the chase is no product.
         flops += (2 / 3) * side**3 + 3.0 * side**2 * count + CHASED * 6.0 * side**2 * filed.width
         passes = ceil(side / filed.strip)
-        moved = passes * matrix.file_bytes * rates["matrix.byte_s"] + filed.moved_bytes(groups) * threads * FILED_BYTE_S
+        moved = passes * matrix.file_bytes * rates["matrix.byte_s"] + filed.moved_bytes(groups) * threads * _byte_s(filed)
     pairs = 2 * matrix.nnz * 1.5 * count
     extra = 1 + 0.02 * (groups - 1)
     wall_s = extra * seconds(matrix, pairs, flops, moved, threads, rates)
     return Way("gram", threads, stored, False, BLOCK, 0, chunk, group, peak, wall_s, filed)
+
+
+def _byte_s(filed: Sizes) -> float:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    return KEPT_BYTE_S if filed.disk_bytes <= memory // 4 else DISK_BYTE_S
 
 
 def seconds(matrix: Matrix, pairs: float, flops: float, moved_s: float, threads: int, rates: ArrayRates) -> float:

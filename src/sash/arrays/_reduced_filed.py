@@ -221,6 +221,6 @@ class _Note:
                 return None
             for name, shape in found.pop("parts").items():
                 found[name] = np.empty(shape)
-                if found[name].size:
-                    file.readinto(memoryview(found[name]).cast("B"))
+                if found[name].size and file.readinto(memoryview(found[name]).cast("B")) != found[name].nbytes:
+                    return None
         return found
