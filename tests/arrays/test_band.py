@@ -74,10 +74,11 @@ def test_threads_change_no_bit(folder, width):
     matrix = random.standard_normal((700, 700))
     matrix = matrix @ matrix.T
     found = [reduced(triangles(folder, matrix, width), 2, threads) for threads in (1, 2, 3)]
-    for band, tridiagonal, turned in found[1:]:
+    for band, tridiagonal, _ in found[1:]:
         assert np.array_equal(band, found[0][0])
         assert np.array_equal(tridiagonal.diagonal, found[0][1].diagonal)
         assert np.array_equal(tridiagonal.beside, found[0][1].beside)
+    _, tridiagonal, turned = found[-1]
     vectors = turned(tridiagonal.vectors(0, 20, tridiagonal.eigenvalues())[:, ::-1])
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(20), atol=1e-12)
 
@@ -97,7 +98,7 @@ def test_block_columns_come_back_as_they_were(folder):
 def test_a_disk_without_room_and_a_file_cut_off_are_told(tmp_path, monkeypatch):
     file = Triangle.at(tmp_path / "gram", 30, 8)
     (tmp_path / "gram").write_bytes(b"")
-    with pytest.raises(SashError, match="gram was cut off at .* begin anew with restart=True"):
+    with pytest.raises(SashError, match=r"gram was cut off at .* begin anew with restart=True"):
         file.read(0, file.room())
 
     def full(*given):

@@ -297,7 +297,6 @@ def test_rates_decide_which_way_is_taken(monkeypatch):
 
 @GRAM
 def test_all_of_a_hard_spectrum_comes_in_groups(method, monkeypatch):
-    """Texts' eigenvalues, spread over six orders of size, as good as dense ones down to the last."""
     choose = _pca.choose
 
     def tight(*given):
@@ -310,7 +309,7 @@ def test_all_of_a_hard_spectrum_comes_in_groups(method, monkeypatch):
     found = pca(matrix, variance=1 - 1e-9, method=method)
     count = len(found.singular_values)
     assert count > 110
-    left, exactly, _ = exact(matrix)
+    _, exactly, _ = exact(matrix)
     np.testing.assert_allclose(found.singular_values, exactly[:count], atol=1e-10 * exactly[0])
     # Of the largest: a Gram matrix has the squares.
     assert np.abs(found.components @ found.components.T - np.eye(count)).max() < 1e-7

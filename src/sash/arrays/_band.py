@@ -1,10 +1,11 @@
 """A symmetric matrix in a file becomes a band: panels of columns by reflections, products with what is left of it block by block.
 
 A panel's reflectors V, one a column, make of the rest A the matrix A - V W' - W V'. For W the whole of A is read once; the updates of
-several panels are gathered in memory before A is written again, to the other of two files, so that whatever ends the process leaves one that
-is whole. Most operations are products of matrices, four thirds of the side's cube in all.
+several panels are gathered in memory before A is written again, to the other of two files, so that one is whole whatever ends the process.
+Most operations are products of matrices, four thirds of the side's cube in all.
 
-Source: Bischof, Lang, Sun, A framework for symmetric band reduction, 2000; Schreiber, Van Loan, A storage-efficient WY representation, 1989.
+Source: Bischof, Lang, Sun, A framework for symmetric band reduction, 2000; Schreiber, Van Loan, A storage-efficient WY representation for
+products of Householder transformations, 1989.
 """
 
 from __future__ import annotations

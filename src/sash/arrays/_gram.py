@@ -75,7 +75,7 @@ class Gram:
         return made
 
     def strip(self, start: int, stop: int, ended: Callable[[float], None]) -> np.ndarray:
-        """The same of columns from `start` to before `stop`, their diagonal block and what is below: a pass over what it takes of the matrix.
+        """The same of columns from `start` to before `stop`, their diagonal block and what is below.
 
         `ended` is told shares of this strip.
         """

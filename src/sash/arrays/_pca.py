@@ -142,8 +142,9 @@ def _asked(
         raise InputError(f"components is {components}; {rows} centred rows of {columns} columns have {most} at most.")
     likely = most if variance is None else max(int(most * (0.45 if variance < 0.95 else 0.8)), 1)
     share = None if variance is None else float(variance)
-    there = scratch is not None and scratch.is_dir()
-    disk = shutil.disk_usage(scratch).free + left_bytes(scratch) if there else inf
+    disk = inf
+    if scratch is not None and scratch.is_dir():
+        disk = shutil.disk_usage(scratch).free + left_bytes(scratch)
     return Asked(None if components is None else int(components), share, float(tolerance), filed, loadings, likely, most, disk)
 
 
@@ -209,7 +210,7 @@ def _planned(
 
 @contextmanager
 def _scratch(out: Any, plan_only: bool) -> Iterator[Path | None]:
-    """A folder for what is larger than memory: beside the output, where an interrupted run finds it again; else one that is gone at the end."""
+    """A folder for what is larger than memory: beside the output, where an interrupted run finds it; else one that is gone at the end."""
     if out is None:
         folder = Path(tempfile.mkdtemp(prefix="sash-"))
         try:

@@ -127,7 +127,9 @@ def choose(
         told = min((least[name] for name in names), default=0)
         also = "" if asked.filed else " To a file, components and scores would not count: give `out`."
         how = "" if method == "auto" else f" by {method}"
-        raise DoesNotFit(f"principal components{how} hold {format_bytes(told)} at least; the budget is {format_bytes(budget)}.{small_disk}{also}", told)
+        raise DoesNotFit(
+            f"principal components{how} hold {format_bytes(told)} at least; the budget is {format_bytes(budget)}.{small_disk}{also}", told
+        )
     chosen = min(able, key=lambda way: way.wall_s)
     methods = []
     for name, needed in least.items():

@@ -1,7 +1,7 @@
 """All eigenvalues of a Gram matrix that is larger than memory, and eigenvectors: on disk it becomes a band, then tridiagonal.
 
-Two files, each as large as the matrix's lower triangle, and a note of what is done: whatever ends the process, the next one goes on from the
-note. From the tridiagonal matrix on, values and vectors are found as those of a matrix in memory.
+Two files, each as large as the matrix's lower triangle, and a note of what is done: whatever ends the process, the next one goes on from
+there. From the tridiagonal matrix on, values and vectors are found as those of a matrix in memory.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ class _Note:
         with fresh.open("wb") as file:
             file.write((json.dumps(line) + "\n").encode())
             for part in parts.values():
-                file.write(memoryview(part).cast("B") if part.size else b"")
+                file.write(part.data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(fresh, self.path)
@@ -221,6 +221,6 @@ class _Note:
                 return None
             for name, shape in found.pop("parts").items():
                 found[name] = np.empty(shape)
-                if found[name].size and file.readinto(memoryview(found[name]).cast("B")) != found[name].nbytes:
+                if found[name].size and file.readinto(found[name].data) != found[name].nbytes:
                     return None
         return found

@@ -22,7 +22,7 @@ def triangle_bytes(side: int, width: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Triangle:
-    """A file, open as long as this is there. What the system keeps of it is not this process's memory, as pages of a mapped one would be."""
+    """A file, open as long as this is there. What the system keeps of it is not memory of this process, as a mapped file would be."""
 
     path: Path
     descriptor: int
@@ -66,7 +66,7 @@ class Triangle:
         """A block column, in Fortran's order, at the beginning of `into`."""
         rows, columns = self.shape(place)
         part = into[: rows * columns]
-        left, at = memoryview(part).cast("B"), _before(self.side, self.width, place)
+        left, at = part.view(np.uint8).data, _before(self.side, self.width, place)
         with _told(self.path, 0):
             while left:
                 got = os.preadv(self.descriptor, [left], at)
@@ -78,7 +78,7 @@ class Triangle:
     def write(self, place: int, block: np.ndarray) -> None:
         """A block column, in Fortran's order."""
         assert block.shape == self.shape(place), (block.shape, place)
-        left, at = memoryview(block.reshape(-1, order="F")).cast("B"), _before(self.side, self.width, place)
+        left, at = block.reshape(-1, order="F").view(np.uint8).data, _before(self.side, self.width, place)
         with _told(self.path, triangle_bytes(self.side, self.width)):
             while left:
                 put = os.pwritev(self.descriptor, [left], at)
