@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_limits
 from sash.arrays._band import Banding, turned_by_panels
 from sash.arrays._chase import Chase, turned_by_chase
 from sash.arrays._triangle import Triangle, triangle_bytes
-from sash.arrays._tridiagonal import Tridiagonal
+from sash.arrays._tridiagonal import Tridiagonal, parted
 from sash.errors import InputError, SashError
 
 
@@ -107,3 +107,15 @@ def test_a_disk_without_room_and_a_file_cut_off_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr("os.posix_fallocate", full, raising=False)
     with pytest.raises(InputError, match=r"cannot be written \(No space left on device\): it takes .* make room there"):
         Triangle.at(tmp_path / "other", 30, 8)
+
+
+def test_runs_of_eigenvalues_are_cut_late_where_they_can_and_early_where_they_must():
+    values = np.linspace(2, 1, 20)
+    assert parted(values, 0, 20, 20) == [(0, 20)]
+    apart = np.where(np.arange(20) < 7, values + 1, values)
+    assert parted(apart, 0, 9, 8) == [(0, 7), (7, 9)]
+    # Seven in the middle are one.
+    values[5:12] = values[5]
+    assert parted(values, 0, 20, 8) == [(0, 5), (5, 12), (12, 20)]
+    assert parted(values, 0, 20, 7) == [(0, 5), (5, 12), (12, 19), (19, 20)]
+    assert parted(values, 0, 20, 6) is None

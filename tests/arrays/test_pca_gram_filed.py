@@ -50,10 +50,14 @@ def test_a_full_disk_is_refused_before_work(tmp_path, monkeypatch):
     budget = least(matrix, 9, method="gram")
     held = least(matrix, 9, method="krylov")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 30, 0, 1 << 20))
-    message = r"With the Gram matrix on disk it takes .*, and 2\.89 MiB on disk, where 1\.00 MiB are free"
+    message = r"With the Gram matrix on disk it takes .*, and 2\.89 MiB there, where 1\.00 MiB are free"
     with pytest.raises(DoesNotFit, match=message) as caught:
         pca(matrix, 9, method="gram", budget=budget)
     assert caught.value.least_bytes > budget
+    with monkeypatch.context() as patched:
+        patched.setattr(_reduced_filed, "_kind", lambda folder: "tmpfs")
+        with pytest.raises(DoesNotFit, match="and the folder for it is kept in memory"):
+            pca(matrix, 9, method="gram", budget=budget)
     # Another method may need none.
     assert pca(matrix, 9, budget=max(held, budget), plan_only=True).method == "krylov"
 

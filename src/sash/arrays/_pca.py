@@ -26,7 +26,7 @@ from sash.arrays._pca_result import PCA, PcaPlan
 from sash.arrays._pca_store import WRITING_BYTES, Folder, Held, opened
 from sash.arrays._pca_ways import Asked, Way, choose, without_time
 from sash.arrays._rates import array_rates
-from sash.arrays._reduced_filed import forget, left_bytes
+from sash.arrays._reduced_filed import forget, free_bytes
 from sash.arrays._running import MAPPED_FROM, Options, showing
 from sash.arrays._weights import Weighted, Weights
 from sash.errors import DoesNotFit, InputError, SashError
@@ -66,7 +66,8 @@ def pca(
     with one a line; without them those in the file count, or docs.vocab.txt beside docs.mtx.
 
     "krylov" finds the largest components by block Lanczos, until each residual is at most `tolerance` of its singular value; "gram" finds
-    all eigenvalues of the Gram matrix of the smaller side, so that the number for a share is exact, and then the vectors. Residuals are
+    all eigenvalues of the Gram matrix of the smaller side, so that the number for a share is exact, and then the vectors. Where that matrix
+    does not fit it is reduced on disk, beside `out` or in the folder for temporary files; the plan says how much that takes. Residuals are
     measured at the end; singular values below 1e-7 of the largest are rounding, and their residuals say so. "randqb" is quick where the
     matrix is of low rank, and may take some components more than the fewest. Bits are the same for the same seed, budget and workers.
 
@@ -142,9 +143,7 @@ def _asked(
         raise InputError(f"components is {components}; {rows} centred rows of {columns} columns have {most} at most.")
     likely = most if variance is None else max(int(most * (0.45 if variance < 0.95 else 0.8)), 1)
     share = None if variance is None else float(variance)
-    disk = inf
-    if scratch is not None and scratch.is_dir():
-        disk = shutil.disk_usage(scratch).free + left_bytes(scratch)
+    disk = free_bytes(scratch) if scratch is not None and scratch.is_dir() else inf
     return Asked(None if components is None else int(components), share, float(tolerance), filed, loadings, likely, most, disk)
 
 

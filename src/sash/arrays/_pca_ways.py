@@ -47,8 +47,8 @@ PACKING_BYTES = 3 << 20
 """What a thread's products of panels pack: measured, see the tests."""
 DISK_BYTE_S, KEPT_BYTE_S = 1e-9, 3e-10
 """Of a file on an ordinary disk; of one that the system keeps in memory that is free: up to a quarter of all that there is."""
-CHASED = 8.0
-"""Of the seconds of a product's operation: one of a band that becomes tridiagonal."""
+CHASED = 2.0
+"""Of the seconds of a product's operation: one of a band that becomes tridiagonal, which a single thread does."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,9 @@ def choose(
         for way in _ways(name, matrix, asked, budget - spare, workers, rates, reading):
             way = replace(way, peak_bytes=way.peak_bytes + spare)
             if way.disk_bytes > asked.disk:
-                short = f"{format_bytes(way.disk_bytes)} on disk, where {format_bytes(int(asked.disk))} are free"
-                small_disk = f" With the Gram matrix on disk it takes {format_bytes(way.peak_bytes)}, and {short}."
+                short = f"where {format_bytes(int(asked.disk))} are free" if asked.disk else "and the folder for it is kept in memory"
+                taken = format_bytes(way.peak_bytes), format_bytes(way.disk_bytes)
+                small_disk = f" With the Gram matrix on disk it takes {taken[0]}, and {taken[1]} there, {short}."
                 continue
             least[name] = min(least.get(name, way.peak_bytes), way.peak_bytes)
             if way.peak_bytes <= budget:
@@ -312,7 +313,7 @@ def _gram(
     moved = (8 / 6 * side**3 + matrix.file_bytes) * rates["matrix.byte_s"]
     if filed:
         # All of it multiplies; what turns back the chase adds half as much again as the panels to their share, and the chase is no product.
-        flops += (2 / 3) * side**3 + 3.0 * side**2 * count + CHASED * 6.0 * side**2 * filed.width
+        flops += (2 / 3) * side**3 + 3.0 * side**2 * count + CHASED * threads * 6.0 * side**2 * filed.width
         passes = ceil(side / filed.strip)
         moved = passes * matrix.file_bytes * rates["matrix.byte_s"] + filed.moved_bytes(groups) * threads * _byte_s(filed)
     pairs = 2 * matrix.nnz * 1.5 * count

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ NOTED_S = 60.0
 """Seconds from one note to the next, at least, while the band becomes tridiagonal."""
 _MAGIC = "sash.banding/1"
 _NAMES = ("gram.0", "gram.1", "gram.note")
+_IN_MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs"})
 _TURNED = 64
 """Vectors that a thread turns at once."""
 ASSEMBLED, BANDED, CHASED = 0.05, 0.45, 0.1
@@ -114,9 +116,24 @@ def reduced_in_files(gram: Gram, folder: Path, sizes: Sizes, ended: Callable[[fl
     return FiledReduced(Tridiagonal(found["diagonal"], found["beside"]), files, sizes.gathered)
 
 
-def left_bytes(folder: Path) -> int:
-    """What an earlier run left in a folder, which the next one needs no more room for."""
-    return sum((folder / name).stat().st_size for name in _NAMES if (folder / name).exists())
+def free_bytes(folder: Path) -> int:
+    """Room for the files in a folder, what an earlier run left there included; none where the folder is kept in memory."""
+    if _kind(folder) in _IN_MEMORY:
+        return 0
+    return shutil.disk_usage(folder).free + sum((folder / name).stat().st_size for name in _NAMES if (folder / name).exists())
+
+
+def _kind(folder: Path) -> str:
+    """Of the file system that a folder lies on; nothing where the system does not tell."""
+    try:
+        lines = Path("/proc/self/mounts").read_text().splitlines()
+    except OSError:
+        return ""
+    # Blanks in names are written as numbers there; of two that are mounted in one place the later counts.
+    mounts = [(fields[1].replace("\\040", " "), fields[2]) for fields in map(str.split, lines)]
+    whole = folder.resolve()
+    above = [(len(Path(name).parts), place, kind) for place, (name, kind) in enumerate(mounts) if whole.is_relative_to(name)]
+    return max(above)[2] if above else ""
 
 
 def forget(folder: Path) -> None:

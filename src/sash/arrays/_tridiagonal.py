@@ -214,7 +214,7 @@ class Reduced:
 
 
 def parted(values: np.ndarray, first: int, last: int, most: int) -> list[tuple[int, int]] | None:
-    """Runs of at most so many eigenvalues, cut where they lie apart; None where as many lie together.
+    """Runs of at most so many eigenvalues, cut where they lie apart, late if they do there; None where as many lie together.
 
     Vectors of one run are orthogonal however near their values; those of two runs are as far as the gap between them is wide.
     """
@@ -222,11 +222,14 @@ def parted(values: np.ndarray, first: int, last: int, most: int) -> list[tuple[i
     while last - start > most:
         low, high = start + max(most * 3 // 4, 1), start + most
         gaps = values[low - 1 : high] - values[low : high + 1]
-        place = int(np.argmax(gaps))
-        if gaps[place] <= _GAP * values[0]:
-            return None
-        found.append((start, low + place))
-        start = low + place
+        place = low + int(np.argmax(gaps))
+        if gaps[place - low] <= _GAP * values[0]:
+            wide = np.flatnonzero(values[start : low - 1] - values[start + 1 : low] > _GAP * values[0])
+            if not len(wide):
+                return None
+            place = start + 1 + int(wide[-1])
+        found.append((start, place))
+        start = place
     return [*found, (start, last)]
 
 
