@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -48,15 +49,29 @@ class Gram:
 
     def working_bytes(self) -> int:
         """Held beside the Gram matrix while it is made."""
-        rows, columns = max(stop - start for start, stop in self.blocks), self.matrix.shape[1]
-        block = max(self.matrix.block_bytes(start, stop) for start, stop in self.blocks)
+        rows, columns = self._longest, self.matrix.shape[1]
+        block, stored = self._block_bytes, self._most_stored
         if not self.matrix.sparse:
             return (2 if self.of_rows and len(self.blocks) > 1 else 1) * (block + 8 * rows * columns)
-        stored = int(max(self.moments.row_nnz[start:stop].sum() for start, stop in self.blocks))
         if self.of_rows:
             pairs = 2 if len(self.blocks) > 1 else 1
             return pairs * (block + 40 * stored + 8 * rows * PORTION) + 24 * columns
         return block + (8 * rows * columns if self._densely else 60 * stored + 8 * columns)
+
+    @cached_property
+    def _block_bytes(self) -> int:
+        """What reading the largest block holds."""
+        return max(self.matrix.block_bytes(start, stop) for start, stop in self.blocks)
+
+    @cached_property
+    def _longest(self) -> int:
+        """Rows of a block, at most."""
+        return max(stop - start for start, stop in self.blocks)
+
+    @cached_property
+    def _most_stored(self) -> int:
+        """Numbers of a block, at most."""
+        return int(max(self.moments.row_nnz[start:stop].sum() for start, stop in self.blocks))
 
     @property
     def _densely(self) -> bool:
@@ -90,19 +105,17 @@ class Gram:
         """Held while strips of so many columns are made, the strip included."""
         rows, columns = self.matrix.shape
         made, width = 8 * self.side * width, min(width, self.side)
-        block = max(self.matrix.block_bytes(start, stop) for start, stop in self.blocks)
-        longest = max(stop - start for start, stop in self.blocks)
+        block, longest, stored = self._block_bytes, self._longest, self._most_stored
         if not self.of_rows:
             if not self.matrix.sparse or self._densely:
                 return made + block + 2 * 8 * longest * columns
-            stored = int(max(self.moments.row_nnz[start:stop].sum() for start, stop in self.blocks))
             return made + block + 100 * stored + 24 * columns
         strips = [(start, min(start + width, rows)) for start in range(0, rows, width)]
         both = block + max(self.matrix.block_bytes(*own) for own in strips)
         if not self.matrix.sparse:
             return made + both + 8 * (longest + width) * columns
         sums = np.concatenate([[0], np.cumsum(self.moments.row_nnz)])
-        stored = sum(int(max(sums[stop] - sums[start] for start, stop in own)) for own in (self.blocks, strips))
+        stored += int(max(sums[stop] - sums[start] for start, stop in strips))
         return made + both + 40 * stored + 8 * (longest + width) * PORTION + 24 * columns
 
     def _strip_of_rows(self, made: np.ndarray, start: int, stop: int, ended: Callable[[float], None]) -> None:

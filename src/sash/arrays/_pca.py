@@ -181,7 +181,9 @@ def _planned(
     count = asked.components or asked.likely
     passes = 1 if way.method == "gram" or way.held else 2 + -(-int(4 * count) // way.block)
     if way.filed:
-        passes += -(-way.filed.side // way.filed.strip)
+        # For rows' products each strip reads what comes after it: half of the rows, on average.
+        strips = -(-way.filed.side // way.filed.strip)
+        passes += -(-strips // 2) if matrix.shape[0] < matrix.shape[1] else strips
     written = count * (8 * matrix.shape[0] + asked.loadings.itemsize * matrix.shape[1])
     plan = PcaPlan(
         operation=f"PCA of {format_shape(matrix.shape)}",

@@ -113,6 +113,8 @@ def choose(
         for way in _ways(name, matrix, asked, budget - spare, workers, rates, reading):
             way = replace(way, peak_bytes=way.peak_bytes + spare)
             if way.disk_bytes > asked.disk:
+                if way.peak_bytes > budget or method not in ("auto", name):
+                    continue
                 short = f"where {format_bytes(int(asked.disk))} are free" if asked.disk else "and the folder for it is kept in memory"
                 taken = format_bytes(way.peak_bytes), format_bytes(way.disk_bytes)
                 small_disk = f" With the Gram matrix on disk it takes {taken[0]}, and {taken[1]} there, {short}."

@@ -138,7 +138,7 @@ def _kind(folder: Path) -> str:
 
 def forget(folder: Path) -> None:
     """Take it away."""
-    for name in _NAMES:
+    for name in (*_NAMES, f"{_NAMES[2]}.new"):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import weakref
 from collections.abc import Iterator
@@ -37,10 +38,7 @@ class Triangle:
         with _told(path, size):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             try:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(descriptor, 0, size)
-                else:
-                    os.ftruncate(descriptor, size)
+                _reserve(descriptor, size)
             except BaseException:
                 os.close(descriptor)
                 raise
@@ -88,6 +86,17 @@ class Triangle:
         """Make what was written outlast the machine."""
         with _told(self.path, triangle_bytes(self.side, self.width)):
             os.fsync(self.descriptor)
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            # Some file systems cannot.
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+    os.ftruncate(descriptor, size)
 
 
 def _before(side: int, width: int, place: int) -> int:
