@@ -9,8 +9,10 @@ import time
 import dask
 import numpy as np
 import pytest
+import torch
 import zarr
 from distributed import Client, LocalCluster
+from typer.testing import CliRunner
 
 from sash import arrays
 from sash.arrays import _cluster
@@ -18,7 +20,8 @@ from sash.arrays._cluster import Fixed, connected
 from sash.arrays._journal import Journal
 from sash.arrays._store import open_sink
 from sash.arrays._tasks import single_threaded
-from sash.errors import InputError
+from sash.cli import app
+from sash.errors import DoesNotFit, InputError
 
 RNG = np.random.default_rng(0)
 
@@ -89,8 +92,10 @@ def after(monkeypatch, count, do):
         lambda source, out, **told: arrays.blur(source, 3, out, axes=(0,), **told),
         lambda source, out, **told: arrays.convolve(source, np.outer([1, 2, 1], [1, 0, -1]), out, **told),
         lambda source, out, **told: arrays.convolve(source, RNG_KERNEL, out, method="fft", mode="full", **told),
+        lambda source, out, **told: arrays.blur(source, 3, out, device="cpu", **told | {"budget": "48 MiB"}),
+        lambda source, out, **told: arrays.convolve(source, RNG_KERNEL, out, device="cpu", **told | {"budget": "48 MiB"}),
     ],
-    ids=["direct", "multirate", "axis", "separable", "fft"],
+    ids=["direct", "multirate", "axis", "separable", "fft", "blur on a device", "convolution on a device"],
 )
 def test_a_cluster_makes_the_bits_of_threads(tmp_path, picture, address, job, suffix):
     told = {"budget": "16 MiB"}
@@ -103,16 +108,63 @@ def test_a_cluster_makes_the_bits_of_threads(tmp_path, picture, address, job, su
 
 
 RNG_KERNEL = np.random.default_rng(1).random((23, 31))
+BELL = np.outer(*[np.exp(-0.5 * (np.arange(-4, 5) / 1.2) ** 2) / 3] * 2)
+UNEVEN = BELL + 0.3 * np.eye(9)[::-1] * np.arange(9)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".zarr"])
-def test_transforms_and_their_inverse_have_the_bits_of_threads(tmp_path, address, suffix):
+@pytest.mark.parametrize("method", ["separable", "direct", "fft"])
+def test_kernels_of_three_axes_have_the_bits_of_threads(tmp_path, address, suffix, method):
+    np.save(tmp_path / "in.npy", RNG.random((40, 90, 100), dtype=np.float32))
+    kernel = np.multiply.outer(BELL, [1, 2, 1]) if method == "separable" else np.random.default_rng(1).random((3, 4, 5))
+    told = {"method": method, "budget": "64 MiB"}
+    plans = [arrays.convolve(tmp_path / "in.npy", kernel, tmp_path / "out.npy", workers=w, plan_only=True, **told) for w in (2, address)]
+    assert plans[1].peak_bytes > plans[0].peak_bytes
+    assert "on 2 Dask workers" in plans[1].operation
+    made = [
+        arrays.convolve(tmp_path / "in.npy", kernel, tmp_path / f"{at}{suffix}", workers=w, **told) for at, w in enumerate((2, address))
+    ]
+    np.testing.assert_array_equal(held(made[1]), held(made[0]))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".zarr"])
+@pytest.mark.parametrize(
+    ("shape", "kernel", "told"),
+    [
+        ((900, 700), UNEVEN, {"method": "inverse", "budget": "16 MiB"}),
+        ((900, 700), BELL, {"method": "wiener", "noise": 0.01, "boundary": "mirror", "budget": "24 MiB"}),
+        ((7, 150, 140), BELL, {"method": "wiener", "noise": 0.01}),
+        ((7, 150, 140), BELL[4], {"boundary": "reflect", "noise": 1e-6}),
+        ((900, 700), UNEVEN, {"method": "richardson-lucy", "iterations": 3, "boundary": "nearest"}),
+        ((900, 700), UNEVEN, {"adjoint": True, "boundary": "constant"}),
+        ((900, 700), BELL, {"noise": 0.01, "boundary": "reflect", "budget": "32 MiB", "device": "cpu"}),
+        ((900, 700), UNEVEN, {"method": "richardson-lucy", "iterations": 3, "device": "cpu"}),
+    ],
+    ids=["inverse", "wiener", "stack", "lines", "richardson-lucy", "adjoint", "wiener on a device", "richardson-lucy on a device"],
+)
+def test_a_deconvolution_has_the_bits_of_threads(tmp_path, address, suffix, shape, kernel, told):
+    if suffix == ".zarr":
+        told = {**told, "budget": "160 MiB"}
+    np.save(tmp_path / "in.npy", RNG.random(shape))
+    made = [
+        arrays.deconvolve(tmp_path / "in.npy", kernel, tmp_path / f"{at}{suffix}", workers=workers, **told)
+        for at, workers in enumerate((2, address))
+    ]
+    np.testing.assert_array_equal(held(made[1]), held(made[0]))
+    # What lay between phases is gone.
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(["in.npy", f"0{suffix}", f"1{suffix}"])
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+@pytest.mark.parametrize("suffix", [".npy", ".zarr"])
+def test_transforms_and_their_inverse_have_the_bits_of_threads(tmp_path, address, suffix, device):
     np.save(tmp_path / "in.npy", RNG.standard_normal((2, 150_000)).astype(np.float32))
-    made = {}
+    made, told = {}, {"device": device}
     for name, workers in (("threads", 2), ("dask", address)):
-        spectra = arrays.stft(tmp_path / "in.npy", 512, 128, tmp_path / f"{name}{suffix}", workers=workers, budget="32 MiB")
-        decibels = arrays.stft(tmp_path / "in.npy", 512, 128, tmp_path / f"db-{name}{suffix}", workers=workers, output="db")
-        signal = arrays.istft(spectra, 512, 128, str(tmp_path / f"signal-{name}{suffix}"), workers=workers, budget="32 MiB")
+        told["workers"] = workers
+        spectra = arrays.stft(tmp_path / "in.npy", 512, 128, tmp_path / f"{name}{suffix}", budget="32 MiB", **told)
+        decibels = arrays.stft(tmp_path / "in.npy", 512, 128, tmp_path / f"db-{name}{suffix}", output="db", **told)
+        signal = arrays.istft(spectra, 512, 128, str(tmp_path / f"signal-{name}{suffix}"), budget="48 MiB", **told)
         made[name] = [held(one) for one in (spectra, decibels, signal)]
     for ours, theirs in zip(made["dask"], made["threads"], strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -143,23 +195,64 @@ def grown(reset):
     return [int(lines[name].split()[0]) << 10 for name in ("VmRSS", "VmHWM")]
 
 
-@pytest.mark.parametrize("sigma", [2, 40])
-def test_workers_keep_to_the_budget(tmp_path, cluster, address, sigma):
-    np.save(tmp_path / "in.npy", RNG.random((6000, 1500), dtype=np.float32))
-    run = lambda: arrays.blur(tmp_path / "in.npy", sigma, tmp_path / "out.npy", workers=address, budget="12 MiB", overwrite=True)  # noqa: E731
+@pytest.mark.parametrize(
+    ("shape", "job", "budget"),
+    [
+        ((6000, 1500), lambda source, out, **told: arrays.blur(source, 2, out, **told), 12),
+        ((6000, 1500), lambda source, out, **told: arrays.blur(source, 40, out, **told), 12),
+        ((2500, 1500), lambda source, out, **told: arrays.deconvolve(source, UNEVEN, out, noise=0.1, **told), 24),
+        ((1500, 1500), lambda source, out, **told: arrays.deconvolve(source, UNEVEN, out, adjoint=True, **told), 48),
+        ((90, 200, 200), lambda source, out, **told: arrays.convolve(source, np.ones((5, 6, 7)), out, method="fft", **told), 64),
+    ],
+    ids=["blur", "two passes", "phases", "regions", "blocks"],
+)
+def test_workers_keep_to_the_budget(tmp_path, cluster, address, shape, job, budget):
+    np.save(tmp_path / "in.npy", RNG.random(shape, dtype=np.float32))
+    run = lambda: job(tmp_path / "in.npy", tmp_path / "out.npy", workers=address, budget=budget << 20, overwrite=True)  # noqa: E731
     run()
     before = cluster.run(grown, True)
     run()
     most = sum(after[1] - before[worker][0] for worker, after in cluster.run(grown, False).items())
     # Python's own objects come and go beside it.
-    assert most <= (12 << 20) + (4 << 20)
+    assert most <= (budget << 20) + (4 << 20)
 
 
-def test_a_worker_that_is_killed_half_way_changes_nothing(tmp_path, picture, cluster, address, monkeypatch):
+def test_the_least_budget_of_a_cluster_runs_and_threads_need_less(tmp_path, address):
+    np.save(tmp_path / "volume.npy", RNG.random((20, 60, 70)))
+    np.save(tmp_path / "in.npy", RNG.random((300, 200)))
+    kernel = RNG_KERNEL[:3, :12].reshape(3, 4, 3)
+    jobs = [
+        lambda **told: arrays.convolve(tmp_path / "volume.npy", kernel, tmp_path / "out.npy", method="fft", **told),
+        lambda **told: arrays.deconvolve(tmp_path / "in.npy", UNEVEN, tmp_path / "out.npy", adjoint=True, **told),
+        lambda **told: arrays.deconvolve(tmp_path / "in.npy", BELL, tmp_path / "out.npy", noise=0.1, device="cpu", **told),
+    ]
+    for job in jobs:
+        least = []
+        for workers in (2, address):
+            with pytest.raises(DoesNotFit) as refused:
+                job(budget="100 kB", workers=workers)
+            least.append(refused.value.least_bytes)
+        assert "on 2 Dask workers" in str(refused.value)
+        assert least[0] < least[1]
+        found = np.load(job(budget=least[1], workers=address))
+        np.testing.assert_array_equal(found, np.load(job(budget=least[1], workers=2, overwrite=True)))
+        (tmp_path / "out.npy").unlink()
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        lambda source, out=None, **told: arrays.blur(source, 2, out, **told | ({} if out is None else {"budget": "2 MB"})),
+        lambda source, out=None, **told: arrays.deconvolve(source, UNEVEN, out, noise=0.1, **told),
+    ],
+    ids=["blur", "deconvolve"],
+)
+def test_a_worker_that_is_killed_half_way_changes_nothing(tmp_path, picture, cluster, address, monkeypatch, job):
     pids = cluster.run(os.getpid)
-    after(monkeypatch, 3, lambda: os.kill(next(iter(pids.values())), signal.SIGKILL))
-    made = arrays.blur(picture, 2, tmp_path / "out.npy", workers=address, budget="2 MB")
-    np.testing.assert_array_equal(np.load(made), arrays.blur(np.load(picture), 2))
+    noted = after(monkeypatch, 3, lambda: os.kill(next(iter(pids.values())), signal.SIGKILL))
+    made = job(picture, tmp_path / "out.npy", workers=address)
+    assert len(noted) > 3
+    np.testing.assert_array_equal(np.load(made), job(np.load(picture)))
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["in.npy", "out.npy"]
     # The nanny starts another one.
     cluster.wait_for_workers(2, timeout=60)
@@ -260,6 +353,25 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, picture, cluster,
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(["in.npy", out.name])
 
 
+@pytest.mark.parametrize("after_tasks", [3, 17])
+def test_a_deconvolution_goes_on_where_it_was_interrupted(tmp_path, cluster, address, monkeypatch, after_tasks):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    np.save(tmp_path / "in.npy", RNG.random((1000, 900)))
+    told = {"workers": address, "budget": "12 MiB", "noise": 0.1}
+    noted = after(monkeypatch, after_tasks, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        arrays.deconvolve(tmp_path / "in.npy", UNEVEN, tmp_path / "out.npy", **told)
+    assert set(cluster.run(lambda: sum(one._at_work for one in sys.modules["sash.arrays._cluster"]._ALL)).values()) == {0}
+    # In the first phase, and in the next, which reads what that made.
+    assert (tmp_path / "out.npy.between-0.npy").exists() == (after_tasks > 3)
+    made = arrays.deconvolve(tmp_path / "in.npy", UNEVEN, tmp_path / "out.npy", **told)
+    assert len(noted) == arrays.deconvolve(tmp_path / "in.npy", UNEVEN, tmp_path / "b.npy", plan_only=True, **told).tasks
+    np.testing.assert_array_equal(np.load(made), arrays.deconvolve(np.load(tmp_path / "in.npy"), UNEVEN, noise=0.1))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["in.npy", "out.npy"]
+
+
 def test_a_run_that_threads_cut_otherwise_is_not_gone_on_with(tmp_path, picture, address, monkeypatch):
     after(monkeypatch, 2, lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -292,6 +404,26 @@ def test_workers_that_see_other_files_or_have_other_versions_are_named(tmp_path,
     ):
         arrays.blur(picture, 2, tmp_path / "out.npy", workers=address)
     assert [entry.name for entry in tmp_path.iterdir()] == ["in.npy"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="workers have such a device here")
+def test_a_device_that_a_worker_has_not_is_named_with_it(tmp_path, picture, address):
+    for job in (
+        lambda out: arrays.blur(picture, 2, out, workers=address, device="cuda"),
+        lambda out: arrays.deconvolve(picture, BELL, out, workers=address, device="cuda:0", noise=0.1),
+        lambda out: arrays.stft(picture, 64, out=out, workers=address, device="cuda"),
+    ):
+        with pytest.raises(InputError, match=r"the worker tcp://.*: device is 'cuda.*, and torch .* finds no such device here"):
+            job(tmp_path / "out.npy")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in.npy"]
+
+
+def test_the_command_runs_on_a_cluster(tmp_path, picture, address):
+    np.save(tmp_path / "kernel.npy", BELL)
+    told = ["deconvolve", *(str(tmp_path / name) for name in ("in.npy", "kernel.npy", "out.npy")), "--noise", "0.1", "--workers", address]
+    done = CliRunner().invoke(app, told)
+    assert done.exit_code == 0, done.output
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), arrays.deconvolve(np.load(picture), BELL, noise=0.1))
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_a_tensor_gives_a_tensor():
         ((5, 20, 30, 40), np.ones((3, 3, 3)), {"axes": (0, 1, 2)}, "last or before channels"),
         ((5, 20, 30), np.ones((9, 3, 3)), {"mode": "valid"}, "has 9 taps along axis 0 of 5; no output is valid"),
         ((5, 20, 30), np.ones((3, 3, 3, 3)), {}, "kernels have one to three axes here"),
-        ((5, 20, 30), np.ones((3, 3, 3)), {"workers": "tcp://127.0.0.1:1"}, "runs in threads of this process"),
+        ((5, 20, 30), np.ones((3, 3, 3)), {"workers": "tcp://127.0.0.1:1"}, "is an array in this process's memory, .* save it as .npy"),
         ((5, 20, 30), np.ones((3, 3)), {"method": "direct"}, "method 'direct' adds up taps one by one"),
     ],
 )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from math import ceil, prod
@@ -15,17 +17,16 @@ import numpy as np
 
 from sash.arrays._block_filters import Filter
 from sash.arrays._border import Boundary
-from sash.arrays._device import in_type, moved_back, new_tensor, settle, staging, stream_of, tasks_at_once, torch_type
+from sash.arrays._cluster import Seats
+from sash.arrays._device import check_device, in_type, moved_back, new_tensor, seats_on, settle, staging, stream_of, torch_type
 from sash.arrays._foreseen import ForeseenSink, shards_for
 from sash.arrays._neighbourhood import neighbourhood
 from sash.arrays._plan import ArrayPlan, Method
 from sash.arrays._room import Room
-from sash.arrays._running import MAPPED_FROM, Options, does_not_fit, fewer
+from sash.arrays._running import MAPPED_FROM, Options, does_not_fit, fewer, settled
 from sash.arrays._store import Sink, Source, open_sink
 from sash.arrays._store_tensor import TensorSink, TensorSource
-from sash.arrays._tasks import run_job
-from sash.errors import DoesNotFit
-from sash.heap import blocks_given_back
+from sash.arrays._tasks import giving_back, run_job
 from sash.units import format_bytes
 from sash.window import Interval
 
@@ -75,6 +76,15 @@ class _Block:
     workers: int
     peak_bytes: int
     seconds: float
+    each_bytes: int
+    """Of the peak, what every process holds whatever it is at."""
+    task_bytes: int
+
+    def apart(self, processes: int, budget: int) -> _Block:
+        """The same blocks in so many processes, as many side by side as the budget lets, or one."""
+        alone = self.peak_bytes - self.workers * self.task_bytes + (processes - 1) * self.each_bytes
+        count = next((one for one in fewer(self.workers) if alone + one * self.task_bytes <= budget), 1)
+        return replace(self, workers=count, peak_bytes=alone + count * self.task_bytes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,12 +102,11 @@ class PlannedBlocks:
     def run(self) -> Any:
         """The output: an array, a tensor for a tensor on a device, or the path it was written to."""
         found, plan = self.block, self.plan
-        settle(self.device)
-        with blocks_given_back(MAPPED_FROM):
-            found.filter.prepare(self.device)
+        if isinstance(self.source, TensorSource):
             settle(self.device)
-            told = f"{plan.operation}, {plan.method}"
-            return run_job(told, self.out, self._facts, self._open, self._tasks, found.workers, plan.written_bytes, self.options)
+        told, written = f"{plan.operation}, {plan.method}", plan.written_bytes
+        threads, able = partial(_threads, found.filter, self.device), partial(check_device, self.device)
+        return run_job(told, self.out, self._facts, self._open, self._tasks, found.workers, written, self.options, threads, able)
 
     def _facts(self) -> dict[str, Any]:
         import torch
@@ -139,20 +148,71 @@ class PlannedBlocks:
         sink.write(box, written)
 
 
+@contextmanager
+def _threads(made: Filter, device: torch.device, count: int) -> Iterator[Executor]:
+    """Threads for tasks, after what all of a process share was made in one of them: alike, then, wherever it is."""
+
+    def prepare() -> None:
+        made.prepare(device)
+        settle(device)
+
+    with giving_back(MAPPED_FROM, count) as pool:
+        pool.submit(prepare).result()
+        yield pool
+
+
 def plan_blocks(
     ways: Iterable[BlockJob], source: Source, out: Any, options: Options, device: torch.device, told_device: bool, method: str = "auto"
 ) -> PlannedBlocks:
     """The way and the blocks that take the least work within the budget; raises `DoesNotFit` with the least that one would keep.
 
-    The plan names the device where the caller did.
+    On a cluster they are those of as many threads, since others have other last bits. The plan names the device where the caller did.
     """
     out = Path(out) if isinstance(out, (str, os.PathLike)) else out
-    workers = tasks_at_once(options, device)
+    seats, tried = seats_on(device, options, source, out), list(ways)
+
+    def apart(budget: int) -> tuple[_Chosen, int]:
+        found = _chosen(tried, source, out, budget, seats.threads, device, method)
+        block = found.block.apart(seats.apart, budget)
+        return replace(found, block=block), block.peak_bytes
+
+    if seats.apart:
+        found, least = settled(apart, options.budget_bytes)
+        if least > options.budget_bytes:
+            raise does_not_fit(found.block.job.told + seats.told, least, options.budget_bytes, False, found.block.job.method)
+    else:
+        found = _chosen(tried, source, out, options.budget_bytes, seats.threads, device, method)
+    plan = _told(found, source, options.budget_bytes, str(device) if told_device else None, seats)
+    return PlannedBlocks(source, out, options, device, found.shards, found.block, plan)
+
+
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """The best way, and the others."""
+
+    block: _Block
+    shards: tuple[int, ...] | None
+    able: tuple[_Block, ...]
+    refused: tuple[tuple[BlockJob, int], ...]
+    """Ways that do not fit, and the least that each would hold."""
+
+    def methods(self) -> Iterator[Method]:
+        """All of them."""
+        for one in self.able:
+            ratio = one.seconds / self.block.seconds
+            chosen, verdict = one.job is self.block.job, f"about {ratio:.{2 if ratio < 10 else 0}f} times the work"
+            peak = self.block.peak_bytes if chosen else one.peak_bytes
+            yield Method(one.job.name, peak, None, one.job.error, "chosen" if chosen else verdict)
+        for job, least in self.refused:
+            yield Method(job.name, least, None, job.error, f"holds {format_bytes(least)} at least")
+
+
+def _chosen(ways: Sequence[BlockJob], source: Source, out: Any, budget: int, workers: int, device: torch.device, method: str) -> _Chosen:
+    """The best way in so many threads of one process; raises `DoesNotFit` where there is none."""
     found, refused = list[tuple[_Block, tuple[int, ...] | None]](), list[tuple[BlockJob, int]]()
     for job in ways:
-        shape = _shape(job, source)
-        shards = shards_for(out, shape, job.dtype, options.budget_bytes, workers)
-        best, least = _cut(job, source, out, shards, options.budget_bytes, workers, device)
+        shards = shards_for(out, _shape(job, source), job.dtype, budget, workers)
+        best, least = _cut(job, source, out, shards, budget, workers, device)
         if best is None:
             refused.append((job, least))
         else:
@@ -160,28 +220,18 @@ def plan_blocks(
     able = [one for one in found if method in ("auto", one[0].job.name)]
     if not able:
         job, least = min((one for one in refused if method in ("auto", one[0].name)), key=lambda one: one[1])
-        raise _too_small(job, source, out, options, least)
+        raise does_not_fit(job.told, least, budget, not isinstance(out, Path), job.method)
     block, shards = min(able, key=lambda one: one[0].seconds)
-    methods = []
-    for one, _ in found:
-        ratio = one.seconds / block.seconds
-        verdict = "chosen" if one is block else f"about {ratio:.{2 if ratio < 10 else 0}f} times the work"
-        methods.append(Method(one.job.name, one.peak_bytes, None, one.job.error, verdict))
-    methods += [Method(job.name, least, None, job.error, f"holds {format_bytes(least)} at least") for job, least in refused]
-    plan = _told(block, source, options.budget_bytes, tuple(methods), str(device) if told_device else None)
-    return PlannedBlocks(source, out, options, device, shards, block, plan)
+    return _Chosen(block, shards, tuple(one for one, _ in found), tuple(refused))
 
 
-def _too_small(job: BlockJob, source: Source, out: Any, options: Options, least: int) -> DoesNotFit:
-    return does_not_fit(job.told, least, options.budget_bytes, not isinstance(out, Path), job.method)
-
-
-def _told(block: _Block, source: Source, budget: int, methods: tuple[Method, ...], device: str | None) -> ArrayPlan:
-    job, shape = block.job, _shape(block.job, source)
+def _told(found: _Chosen, source: Source, budget: int, device: str | None, seats: Seats) -> ArrayPlan:
+    block, job = found.block, found.block.job
+    shape = _shape(job, source)
     lead = prod(side for axis, side in enumerate(block.sides) if axis not in job.axes)
     filtered = tuple(block.sides[axis] for axis in job.axes)
     return ArrayPlan(
-        operation=job.told,
+        operation=job.told + seats.told,
         method=job.method,
         shape=shape,
         dtype=job.dtype.name,
@@ -195,7 +245,7 @@ def _told(block: _Block, source: Source, budget: int, methods: tuple[Method, ...
         written_bytes=prod(shape) * job.dtype.itemsize,
         wall_s=None,
         error=job.error,
-        methods=methods,
+        methods=tuple(found.methods()),
         device=device,
     )
 
@@ -220,14 +270,15 @@ def _cut(
         tasks = prod(ceil(size / side) for size, side in zip(shape, sides, strict=True))
         near = lanes * prod(part.length for part in own.reads(tuple(Interval(0, side) for side in filtered)))
         seconds = own.seconds(lanes, filtered) + READ_S * near + TASK_S
-        held = source.held_bytes + sink.held_bytes + STARTING_BYTES + 2 * own.held_bytes
+        each = source.held_bytes + STARTING_BYTES + 2 * own.held_bytes
+        held = sink.held_bytes + each
         task = _task_bytes(job, own, source, sink, sides, device)
         least = min(least or held + task, held + task)
         for count in fewer(workers):
             peak = held + count * task
             whole = ceil(tasks / count) * seconds
             if peak <= budget and (best is None or whole < best.seconds):
-                best = _Block(job, own, sides, count, peak, whole)
+                best = _Block(job, own, sides, count, peak, whole, each, task)
     return best, least
 
 

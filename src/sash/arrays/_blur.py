@@ -82,7 +82,7 @@ def blur(
     Raises `DoesNotFit` with the least budget that would do, and `InputError` for what cannot be read, written or meant.
     """
     options = Options(budget, workers, overwrite, restart, progress)
-    place = device_of(device, source)
+    place = device_of(device, source, options)
     with closing(open_source(source) if place is None else open_on(source, place)) as opened:
         asked = (opened, sigma, order, axes, tolerance, checked_boundary(boundary), fill, method, dtype)
         if place is not None:

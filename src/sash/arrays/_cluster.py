@@ -12,6 +12,7 @@ import copyreg
 import os
 import pickle
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -32,6 +33,7 @@ import numpy as np
 from sash.arrays._journal import boot
 from sash.arrays._store import Sink, Source
 from sash.arrays._store_sink import Target, partial_of
+from sash.arrays._store_tensor import TensorSource
 from sash.errors import InputError
 
 WRITTEN = (".npy", ".zarr", ".tif", ".tiff", ".wav", ".flac")
@@ -48,6 +50,10 @@ _ALIKE = ("sash", "numpy", "scipy", "numba", "torch")
 """Packages whose versions decide the last bits."""
 _LARGE_GRAPH = "distributed.admin.large-graph-warning-threshold"
 _TOLD = "Start one with: dask scheduler; and workers with: dask worker tcp://HOST:8786 --nthreads 1."
+
+
+Threads = Callable[[int], AbstractContextManager[Executor]]
+"""So many threads of a process, for as long as tasks run in them."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class Fixed:
 
     sink: Sink
     tasks: Callable[[Sink], Sequence[Callable[[], None]]]
-    threads: Callable[[int], AbstractContextManager[Executor]]
+    threads: Threads
 
 
 def is_address(workers: str) -> bool:
@@ -85,7 +91,7 @@ def is_address(workers: str) -> bool:
 
 def check_filed(source: Source, out: Any, address: str) -> None:
     """Raise `InputError` where what is read or written is in this process's memory, or written in one go."""
-    if isinstance(source, Source) and source.array is not None:
+    if source.array is not None or isinstance(source, TensorSource):
         raise InputError(
             f"the source is an array in this process's memory, which the workers of {address} do not have; "
             "save it as .npy or .zarr and give the path, or let workers be a number of threads."
@@ -136,18 +142,23 @@ class Cluster:
         self._client, self._address = client, address
         self._looked, self._threads = monotonic(), _seats(client).threads
 
-    def check(self, out: Path, rests_on: Any, overwrite: bool) -> None:
-        """Raise `InputError` if the output cannot be written, or a worker does not see its folder, what is read, or the same versions."""
+    def check(self, out: Path, rests_on: Any, overwrite: bool, able: Callable[[], Any] | None = None) -> None:
+        """Raise `InputError` if the output cannot be written, or a worker does not see its folder, what is read, or the same versions.
+
+        `able` is called on each worker, and raises `InputError` for what it has not.
+        """
         Target.of(out, overwrite, folder=out.suffix.lower() == ".zarr")
         probe, token = partial_of(out.absolute()).with_suffix(".probe"), uuid4().hex
         probe.write_text(token)
         try:
-            found = self._client.run(_look, str(probe), token, _pickled(rests_on), on_error="return")
+            found = self._client.run(_look, str(probe), token, _pickled(rests_on), able, on_error="return")
         finally:
             probe.unlink()
         for worker, answer in found.items():
             if isinstance(answer, ImportError):
                 raise InputError(f"the worker {worker} cannot load sash ({answer}): pip install 'sash[arrays]' there, of the same version.")
+            if isinstance(answer, InputError):
+                raise InputError(f"the worker {worker}: {answer}")
             if isinstance(answer, BaseException):
                 raise answer
             if isinstance(answer, str):
@@ -162,7 +173,8 @@ class Cluster:
     def run(self, told: str, fixed: Fixed, numbers: Iterable[int], at_once: int, ended: Callable[[int], None]) -> None:
         """Run tasks by their numbers, at most so many at once. `ended` is told each one's, once what it wrote may be noted.
 
-        What a task raises is raised here, once those at work have ended; others are not begun, and an interruption ends alike.
+        What a task raises is raised here, once those at work have ended; others are not begun, and an interruption ends alike. Workers
+        hold nothing of the run when this ends, so that the next one has the budget for itself.
         """
         from dask import config
 
@@ -186,8 +198,7 @@ class Cluster:
                 del running[future.key]
                 ended(number)
         finally:
-            if running:
-                self._stop(token, [future for future, _ in running.values()])
+            self._end(token, [future for future, _ in running.values()])
             shared.release()
 
     def _window(self, at_once: int) -> int:
@@ -228,12 +239,13 @@ class Cluster:
         except FutureCancelledError as error:
             raise InputError(f"{told}: the scheduler at {self._address} was lost ({error.reason}). {_AGAIN}") from error
 
-    def _stop(self, token: str, futures: list[Any]) -> None:
-        """Return when no worker writes any more: the file may be taken away, or gone on with, at once."""
+    def _end(self, token: str, futures: list[Any]) -> None:
+        """Return when no worker writes any more, and none holds anything: the file may be taken away, or gone on with, at once."""
         if self._client.status != "running":
             return
-        self._client.cancel(futures, force=True)
-        self._client.run(_stopped, token, on_error="ignore")
+        if futures:
+            self._client.cancel(futures, force=True)
+        self._client.run(_ended, token, on_error="ignore")
 
 
 _AGAIN = "What is done is noted; the same call goes on from there."
@@ -245,9 +257,13 @@ class Shared:
     def __init__(self, pickled: bytes, token: str, noted_in: str) -> None:
         self._pickled, self.token, self._boot = pickled, token, noted_in
         self._opening, self._flushing, self._changed = Lock(), Lock(), Condition()
-        self._at_work, self._stopped = 0, False
+        self._at_work = 0
         self._sink: Sink | None = None
+        self._tasks: Sequence[Callable[[], None]] = ()
+        self._close: Callable[[], Any] = lambda: None
         with _LOCK:
+            # A worker that has just come may be sent this after it was told of the end.
+            self._stopped = token in _ENDED
             _ALL.add(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -271,11 +287,13 @@ class Shared:
                 self._at_work -= 1
                 self._changed.notify_all()
 
-    def stop(self) -> None:
-        """Begin no task any more; return when those at work have ended."""
+    def end(self) -> None:
+        """Begin no task any more; when those at work have ended, let go of what they share, and return."""
         with self._changed:
             self._stopped = True
             self._changed.wait_for(lambda: not self._at_work)
+        self._tasks = ()
+        self._close()
 
     def _open(self) -> Sink:
         with self._opening:
@@ -288,33 +306,38 @@ class Shared:
                     self._pool = opened.enter_context(fixed.threads(get_worker().state.nthreads))
                     opened.callback(fixed.sink.close)
                     self._tasks = fixed.tasks(fixed.sink)
-                    finalize(self, opened.pop_all().close)
+                    self._close = finalize(self, opened.pop_all().close)
                 self._sink = fixed.sink
             return self._sink
 
 
 _ALL, _LOCK = WeakSet[Shared](), Lock()
+_ENDED = deque[str](maxlen=1 << 10)
+"""Runs that no task of is to begin any more."""
 
 
 def _do(shared: Shared, number: int) -> None:
     shared.do(number)
 
 
-async def _stopped(token: str) -> None:
+async def _ended(token: str) -> None:
     with _LOCK:
+        _ENDED.append(token)
         found = [shared for shared in _ALL if shared.token == token]
     for shared in found:
-        await asyncio.to_thread(shared.stop)
+        await asyncio.to_thread(shared.end)
 
 
-def _look(probe: str, token: str, rests_on: bytes) -> str | dict[str, str]:
-    """The versions that a worker has, or what it does not see."""
+def _look(probe: str, token: str, rests_on: bytes, able: Callable[[], Any] | None) -> str | dict[str, str]:
+    """The versions that a worker has, or what it does not see; raises `InputError` for what it is not able to."""
     try:
         if Path(probe).read_text() != token:
             return f"{probe} is another file there"
         pickle.loads(rests_on)
     except (OSError, InputError) as error:
         return str(error)
+    if able is not None:
+        able()
     return _versions()
 
 

@@ -107,7 +107,7 @@ def convolve(
     Raises `DoesNotFit` with the least budget that would do, and `InputError` for what cannot be read, written or meant.
     """
     options = Options(budget, workers, overwrite, restart, progress)
-    place = device_of(device, source)
+    place = device_of(device, source, options)
     with closing(open_source(source) if place is None else open_on(source, place)) as opened:
         taps = kernel_taps(kernel, 3)
         asked = Asked(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import isfinite, log2, nan, prod, sqrt
@@ -15,10 +15,9 @@ import numpy as np
 from sash.arrays._arguments import as_given, axes_of, check_kernel_axes, check_numbers, kernel_taps, of_two_axes, written_dtype
 from sash.arrays._border import Boundary, checked_boundary
 from sash.arrays._deconvolve_plan import MOST_CONDITION, DeconvolutionPlan, Seen, fitted, planned, verdicts
-from sash.arrays._device import device_of, open_on, tasks_at_once
+from sash.arrays._device import device_of, open_on
 from sash.arrays._diagonal import Condition, Line, Spectrum, condition, mirrored
 from sash.arrays._look import Data, Look
-from sash.arrays._overlap_save import one_thread_each
 from sash.arrays._phases import Phased, run_phases
 from sash.arrays._plan import Method
 from sash.arrays._planes import Planes, planes_of
@@ -61,7 +60,7 @@ def deconvolve(
     axes: Sequence[int] | None = None,
     dtype: Any = None,
     device: Any = None,
-    workers: int | None = None,
+    workers: int | str | None = None,
     overwrite: bool = False,
     restart: bool = False,
     progress: bool | None = None,
@@ -107,16 +106,14 @@ def deconvolve(
     I. M. Johnstone 1994 for the median absolute difference; D. J. Field 1987 for the power law; W. H. Richardson 1972, L. B. Lucy 1974.
     """
     options = Options(budget, workers, overwrite, restart, progress)
-    place = device_of(device, source)
+    place = device_of(device, source, options)
     with closing(open_source(source) if place is None else open_on(source, place)) as opened, blocks_given_back(mapped_from(opened)):
-        options = options if place is None else replace(options, workers=tasks_at_once(options, place))
         asked = _Asked(opened, kernel_taps(kernel), checked_boundary(boundary), method, noise, iterations, adjoint, axes, dtype, place)
         tiled = asked.adjoint or asked.method == "richardson-lucy"
         job, plan = _tiled(asked, out, options) if tiled else _spectral(asked, out, options)
         if plan_only:
             return plan
-        with nullcontext() if place is None else one_thread_each():
-            made = run_phases(job, opened, out, options)
+        made = run_phases(job, opened, out, options, place)
     if isinstance(opened, TensorSource) and out is None:
         return as_given(source, made).to(opened.tensor.device)
     return as_given(source, made) if out is None else made
@@ -217,11 +214,11 @@ def _spectral(asked: _Asked, out: Any, options: Options) -> tuple[Phased, Deconv
     down = Line.of(sizes[0], asked.boundary, not both) if taps.shape[0] > 1 else None
     spectrum = Spectrum(taps, (down, along))
     # Both methods take the same tasks, and the same memory: shapes say whether the budget will do, before any data are read.
-    work = Filtered(asked.source, asked.planes, asked.written, Inverse(spectrum))
+    work = Filtered(asked.source, asked.planes, asked.written, Inverse(spectrum), asked.device)
     look = _look(asked, spectrum)
     before = max(look.peak_bytes, spectrum.scratch_bytes(), MODEL_BYTES), spectrum.held_bytes + look.kept_bytes
     asking = asked.method if asked.method != "auto" else ""
-    size = fitted(asked.told, asking, work, before, asked.source, out, asked.source.shape, asked.written, options)
+    size = fitted(asked.told, asking, work, before, asked.source, out, asked.source.shape, asked.written, options, asked.device)
     found = condition(spectrum)
     data = _looked(asked, spectrum, found)
     count = prod(line.size for line in spectrum.lines if line is not None)
@@ -271,7 +268,7 @@ def _tiled(asked: _Asked, out: Any, options: Options) -> tuple[Phased, Deconvolu
     facts = asked.facts(name) | {"iterations": list(phases)}
     label = name if asked.adjoint else f"{name}, {count} iterations"
     before = _look(asked, None).peak_bytes, 0
-    size = fitted(asked.told, label, work, before, asked.source, out, asked.source.shape, asked.written, options)
+    size = fitted(asked.told, label, work, before, asked.source, out, asked.source.shape, asked.written, options, asked.device)
     _looked(asked, None, None)
     if asked.adjoint:
         told, error = (), 1e-14 if asked.written == np.float64 else 1e-7

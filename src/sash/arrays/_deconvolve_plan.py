@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isnan, nan, prod
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from sash.arrays._cluster import Seats
+from sash.arrays._device import seats_on
 from sash.arrays._diagonal import Condition
 from sash.arrays._foreseen import ForeseenSink, shards_for
 from sash.arrays._phases import Phase, Phased, Sizes
 from sash.arrays._plan import ArrayPlan, Method
-from sash.arrays._running import PROCESS_BYTES, Options, does_not_fit
+from sash.arrays._running import PROCESS_BYTES, Options, does_not_fit, fewer, settled
 from sash.arrays._signal import Errors, Model
 from sash.arrays._store import Sink, Source
 from sash.arrays._store_tensor import TensorSource
@@ -40,7 +42,7 @@ class Work(Protocol):
 
     def groups(self, sizes: Sizes) -> Sequence[Sequence[Phase]]: ...
 
-    def peak_bytes(self, sizes: Sizes, sink: Sink) -> int: ...
+    def peak_bytes(self, sizes: Sizes, sink: Sink, processes: int) -> int: ...
 
     def read_bytes(self, sizes: Sizes) -> int: ...
 
@@ -72,6 +74,7 @@ class Fitted:
     shards: tuple[int, ...] | None
     budget_bytes: int
     peak_bytes: int
+    seats: Seats
 
 
 @dataclass(frozen=True)
@@ -124,40 +127,71 @@ def fitted(
     shape: tuple[int, ...],
     dtype: np.dtype,
     options: Options,
+    device: torch.device | None,
 ) -> Fitted:
     """The largest tasks that fit, from shapes alone; raises `DoesNotFit` with the least budget that would do.
 
-    `before` is what looking at the data and making a model of them holds, and what stays of that.
+    `before` is what looking at the data and making a model of them holds, and what stays of that. On a cluster nothing between phases is
+    in memory, and a device is given the tasks that as many threads would give it, since lines beside others have other last bits there.
     """
-    budget, workers = options.budget_bytes, options.most_workers
-    filed = isinstance(out, (str, PathLike))
-    least = None
-    # Larger shards for a larger budget; if these leave too little to the work, the smallest.
-    for room in dict.fromkeys((budget, 0)):
-        shards = shards_for(out, shape, dtype, room, workers)
-        sink = ForeseenSink(out, shape, dtype, shards)
-        held = source.held_bytes + PROCESS_BYTES + before[1]
-        if isinstance(source, TensorSource) and out is None:
-            # The result is put together on this side, and then moved to the tensor's.
-            held += prod(shape) * dtype.itemsize
-        for sizes in work.ways(workers, sink, filed, MOST_BETWEEN):
-            peak = held + max(sink.held_bytes + work.peak_bytes(sizes, sink), before[0])
-            if peak <= budget:
-                return Fitted(sizes, shards, budget, peak)
-            least = peak if least is None else min(least, peak)
-    assert least is not None
-    raise does_not_fit(told, least, budget, not filed, method)
+    budget, seats, filed = options.budget_bytes, seats_on(device, options, source, out), isinstance(out, (str, PathLike))
+    once = PROCESS_BYTES + before[1]
+    if isinstance(source, TensorSource) and out is None:
+        # The result is put together on this side, and then moved to the tensor's.
+        once += prod(shape) * dtype.itemsize
+
+    def peak(sizes: Sizes, sink: Sink, processes: int) -> int:
+        own = sink.held_bytes + work.peak_bytes(sizes, sink, processes)
+        return once + source.held_bytes * processes + max(own, before[0])
+
+    def first(budget: int, seats: Seats) -> Fitted:
+        least = None
+        # Larger shards for a larger budget; if these leave too little to the work, the smallest.
+        for room in dict.fromkeys((budget, 0)):
+            shards = shards_for(out, shape, dtype, room, seats.threads)
+            sink = ForeseenSink(out, shape, dtype, shards)
+            for sizes in work.ways(seats.threads, sink, filed, MOST_BETWEEN):
+                sizes = _outside(sizes) if seats.apart else sizes
+                holds = peak(sizes, sink, seats.processes)
+                if holds <= budget:
+                    return Fitted(sizes, shards, budget, holds, seats)
+                least = holds if least is None else min(least, holds)
+        assert least is not None
+        raise does_not_fit(f"{told}{seats.told}", least, budget, not filed, method)
+
+    if device is None or not seats.apart:
+        return first(budget, seats)
+
+    def apart(budget: int) -> tuple[Fitted, int]:
+        found = first(budget, Seats(seats.threads))
+        sink = ForeseenSink(out, shape, dtype, found.shards)
+        for workers in fewer(found.sizes.workers):
+            sizes = replace(_outside(found.sizes), workers=workers)
+            found = replace(found, sizes=sizes, peak_bytes=peak(sizes, sink, seats.processes), seats=seats)
+            if found.peak_bytes <= budget:
+                break
+        return found, found.peak_bytes
+
+    found, least = settled(apart, budget)
+    if least > budget:
+        raise does_not_fit(f"{told}{seats.told}", least, budget, False, method)
+    return found
+
+
+def _outside(sizes: Sizes) -> Sizes:
+    """The same, with nothing in the memory of a process that others would have to see."""
+    return replace(sizes, between="files") if sizes.between == "memory" else sizes
 
 
 def planned(seen: Seen, source: Source, found: Fitted) -> tuple[Phased, DeconvolutionPlan]:
     """The job and its plan."""
-    sizes = found.sizes
+    sizes, told = found.sizes, seen.told + found.seats.told
     facts = {**seen.facts, "sizes": repr(sizes)}
     job = Phased(
-        f"{seen.told}, {seen.method}", seen.work.groups(sizes), sizes.between, sizes.workers, seen.shape, seen.dtype, found.shards, facts
+        f"{told}, {seen.method}", seen.work.groups(sizes), sizes.between, sizes.workers, seen.shape, seen.dtype, found.shards, facts
     )
     plan = DeconvolutionPlan(
-        operation=seen.told,
+        operation=told,
         method=seen.method,
         shape=seen.shape,
         dtype=seen.dtype.name,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sash.arrays._cluster import Seats
 from sash.arrays._room import Room, aligned
 from sash.arrays._running import Options
 from sash.arrays._store import Source, open_source
@@ -35,31 +36,47 @@ def workspace(transformed_bytes: int, smooth: bool, device: torch.device) -> int
     return 0 if device.type != "cuda" else transformed_bytes * (1 if smooth else 8)
 
 
-def device_of(device: Any, source: Any) -> torch.device | None:
+def device_of(device: Any, source: Any, options: Options) -> torch.device | None:
     """The device that was asked for, or that a tensor is on; None for compiled code on the processor.
 
-    Raises `InputError` for a device that torch does not have, and for a tensor on another one.
+    Raises `InputError` for a device that torch does not have, and for a tensor on another one. Where tasks run on a cluster, its workers
+    have the device, each its own, and are asked for it before tasks begin.
     """
     on = str(source.device) if is_tensor(source) else "cpu"
     if device is None and not on.startswith("cuda"):
         return None
+    if options.address is not None and device is not None:
+        return _named(device)
     found = _checked(on if device is None else device)
     if on.startswith("cuda") and _checked(on) != found:
         raise InputError(f"the tensor is on {on}, and device is {str(device)!r}; leave device out, or give tensor.to({str(device)!r}).")
     return found
 
 
-def _checked(device: Any) -> torch.device:
+def check_device(device: torch.device | None) -> None:
+    """Raise `InputError` for a device that torch does not have in this process; None, compiled code, is everywhere."""
+    if device is not None:
+        _checked(device)
+
+
+def _named(device: Any) -> torch.device:
     import torch
 
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):
         raise InputError(f"device is {device!r}; there are 'cpu', 'cuda', and one of several as 'cuda:0'. {_WORKS}.") from None
-    if found.type == "cpu":
-        return torch.device("cpu")
-    if found.type != "cuda":
+    if found.type not in ("cpu", "cuda"):
         raise InputError(f"device is {str(device)!r}; array jobs run on 'cpu' and 'cuda'. {_WORKS}.")
+    return torch.device("cpu") if found.type == "cpu" else found
+
+
+def _checked(device: Any) -> torch.device:
+    import torch
+
+    found = _named(device)
+    if found.type == "cpu":
+        return found
     if not torch.cuda.is_available():
         raise InputError(f"device is {str(device)!r}, and torch {torch.__version__} finds no such device here; {_WORKS}.")
     place = torch.cuda.current_device() if found.index is None else found.index
@@ -85,9 +102,11 @@ def open_on(source: Any, device: torch.device) -> Source:
     return TensorSource.of(source) if is_tensor(source) else open_source(source)
 
 
-def tasks_at_once(options: Options, device: torch.device) -> int:
-    """Tasks side by side: on the processor as many as it has; raises `InputError` for a cluster."""
-    return _IN_FLIGHT if device.type == "cuda" and options.workers is None else options.most_workers
+def seats_on(device: torch.device | None, options: Options, source: Source, out: Any) -> Seats:
+    """Where tasks run: on a GPU few side by side, unless said; raises `InputError` where a cluster cannot read and write these."""
+    if device is not None and device.type == "cuda" and options.workers is None:
+        return Seats(_IN_FLIGHT)
+    return options.seats(source, out)
 
 
 def staging(device: torch.device) -> Room:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise, starmap
 from typing import Any, Literal
 
 import numpy as np
@@ -154,7 +155,13 @@ class Spectrum:
         down, along = self.lines
         assert down is not None
         assert along is not None
-        return down.of_taps(self.taps @ along.turned(self.taps.shape[1], np.arange(*columns)))
+        found = np.empty((self.taps.shape[0], columns.length), along.dtype)
+        for part in self.blocks(columns):
+            # A product of matrices rounds by its place in one: each is of the same columns, however these are asked for.
+            first = part.start // self.together * self.together
+            whole = self.taps @ along.turned(self.taps.shape[1], np.arange(first, min(first + self.together, along.bins)))
+            found[:, part.start - columns.start : part.stop - columns.start] = whole[:, part.start - first : part.stop - first]
+        return down.of_taps(found)
 
     def at(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Frequencies where some rows and columns cross, given by number."""
@@ -164,9 +171,10 @@ class Spectrum:
         return first.T @ self.taps @ second
 
     def blocks(self, columns: Interval) -> Iterator[Interval]:
-        """A part along, in pieces whose spectra are small."""
+        """A part along, in pieces whose spectra are small: up to multiples of a number of frequencies."""
         step = self.together
-        return (Interval(first, min(first + step, columns.stop)) for first in range(columns.start, columns.stop, step))
+        edges = [columns.start, *range((columns.start // step + 1) * step, columns.stop, step), columns.stop]
+        return starmap(Interval, pairwise(edges)) if columns.length else iter(())
 
     @property
     def together(self) -> int:

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sash.arrays._arguments import as_given
-from sash.arrays._cluster import Seats
-from sash.arrays._device import device_of, new_tensor, open_on, settle, staging, tasks_at_once
+from sash.arrays._device import check_device, device_of, new_tensor, open_on, seats_on, settle, staging
 from sash.arrays._frames import block_bytes, mkl_bytes
 from sash.arrays._overlap import told_window
 from sash.arrays._plan import ArrayPlan, Method
@@ -26,7 +25,7 @@ from sash.arrays._running import PROCESS_BYTES, THREAD_BYTES, Options, does_not_
 from sash.arrays._spectra_device import STARTING_BYTES, signal_bytes, signal_on
 from sash.arrays._store import Sink, open_sink, open_source
 from sash.arrays._store_tensor import TensorSource
-from sash.arrays._tasks import KEPT, KEPT_APART, MOST_TASK_BYTES, TURNS, Cut, longest, run_job
+from sash.arrays._tasks import KEPT, KEPT_APART, MOST_TASK_BYTES, TURNS, Cut, longest, run_job, threads_for
 from sash.arrays._written import chunks_of, output_kind, write_bytes
 from sash.window import Interval
 
@@ -72,7 +71,7 @@ def istft(
     interruptions as for `stft`.
     """
     options = Options(budget, workers, overwrite, restart, progress)
-    place = device_of(device, source)
+    place = device_of(device, source, options)
     with closing(open_source(source) if place is None else open_on(source, place)) as opened:
         inverse = inverse_of(opened, frame, hop, fft_size, window, centered, length)
         told = f"inverse stft of {inverse.count} frames, {told_window(window)} of {frame}"
@@ -118,7 +117,7 @@ class _Work:
         enlarged = np.sqrt(inverse.sums[-1].max() / inverse.sums[-1].min())
         error = float(np.finfo(inverse.taps.dtype).eps * max(log2(size), 1) * enlarged)
         return ArrayPlan(
-            operation=self.told + (self.options.seats(inverse.source, self.out).told if self.device is None else ""),
+            operation=self.told + seats_on(self.device, self.options, inverse.source, self.out).told,
             method=method,
             shape=inverse.shape,
             dtype=inverse.taps.dtype.name,
@@ -138,13 +137,15 @@ class _Work:
 
     def run(self) -> Any:
         """The signal."""
-        written = self.written_bytes
         with self.cut.blocks(self.inverse.source):
-            return run_job(self.told, self.out, self._facts, self._open, self._tasks, self.cut.workers, written, self.options)
+            threads, able = threads_for(self.device, self.options, self.inverse.source), partial(check_device, self.device)
+            tasks, workers, written = self._tasks, self.cut.workers, self.written_bytes
+            return run_job(self.told, self.out, self._facts, self._open, tasks, workers, written, self.options, threads, able)
 
     def _tasks(self, sink: Sink) -> list[Callable[[], None]]:
         if self.device is not None:
-            settle(self.device)
+            if isinstance(self.inverse.source, TensorSource):
+                settle(self.device)
             waiting = staging(self.device)
             return [partial(signal_on, self.device, self.inverse, sink, waiting, lane, part) for lane, part in self.parts]
         room = Room(aligned)
@@ -189,17 +190,17 @@ class _Work:
 def _cut(inverse: Inverse, out: Any, options: Options, told: str, device: torch.device | None) -> Cut:
     """Tasks as long as pays, within the budget; raises `DoesNotFit` where even the shortest are too long."""
     kind = output_kind(out, _WRITTEN)
-    seats = options.seats(inverse.source, out) if device is None else Seats(tasks_at_once(options, device))
+    seats = seats_on(device, options, inverse.source, out)
     budget, item = options.budget_bytes, inverse.taps.itemsize
     hop, size, block = inverse.window.stride, inverse.window.size, inverse.block
     held = inverse.source.held_bytes + 3 * inverse.taps.nbytes + 2 * inverse.sums.nbytes
     held *= seats.processes
     held += PROCESS_BYTES
     held += prod(inverse.shape) * item if kind == "" else 0
-    held += 0 if device is None else STARTING_BYTES
+    held += 0 if device is None else STARTING_BYTES * seats.processes
     # What a task keeps while it lasts; then what it takes for a while: to transform a block, to read, to write.
     own = block * 2 * inverse.bins * item + THREAD_BYTES
-    own += 0 if options.address is None else (KEPT_APART - KEPT) * block_bytes(block, size, item)
+    own += 0 if options.address is None or device is not None else (KEPT_APART - KEPT) * block_bytes(block, size, item)
     transform = block * size * item + mkl_bytes(size, item)
 
     def taken(length: int, chunk: int) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -28,10 +28,9 @@ PROCESS_BYTES = 320 << 10
 ahead or behind by, up to 64 pages of a processor."""
 THREAD_BYTES = 176 << 10
 """What a worker takes beside its arrays: its stack, and what the C library keeps of its small blocks, up to 128 KiB."""
-
-
 LEAST_MAPPED = 64 << 10
 """Blocks below that stay with the C library, whatever they are."""
+Chosen = TypeVar("Chosen")
 
 
 def mapped_from(source: Source, most: int = MAPPED_FROM) -> int:
@@ -105,6 +104,20 @@ def fewer(workers: int) -> list[int]:
     while found[-1] > 1:
         found.append(found[-1] // 2)
     return found
+
+
+def settled(choose: Callable[[int], tuple[Chosen, int]], budget: int) -> tuple[Chosen, int]:
+    """What is chosen for a budget, and the budget; where it holds more, or nothing fits, for the next one that is kept.
+
+    In the processes of a cluster that is so: the choice is that of threads, for the sake of the last bits, and each process holds more.
+    """
+    try:
+        found, holds = choose(budget)
+    except DoesNotFit as error:
+        found, holds = choose(budget := error.least_bytes)
+    while holds > budget:
+        found, holds = choose(budget := holds)
+    return found, budget
 
 
 def does_not_fit(told: str, least: int, budget: int, in_memory: bool, method: str = "") -> DoesNotFit:

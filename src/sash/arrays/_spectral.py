@@ -287,12 +287,12 @@ class Filtered:
         read = max(numbers * raw + reading, numbers * 8 + (numbers * raw if self.source.dtype != np.float64 else 0))
         return max(read, numbers * 8 + (numbers * out if self.dtype != np.float64 else 0) + writing)
 
-    def peak_bytes(self, sizes: Sizes, sink: Sink) -> int:
-        """Bytes held at once."""
+    def peak_bytes(self, sizes: Sizes, sink: Sink, processes: int = 1) -> int:
+        """Bytes held at once, in so many processes."""
         between = self.between_bytes(sizes)
         task = self.task_bytes(sizes, sink)
         each = between + task if sizes.between == "task" else task
-        return sizes.workers * each + (between if sizes.between == "memory" else 0) + self.filter.spectrum.held_bytes
+        return sizes.workers * each + (between if sizes.between == "memory" else 0) + processes * self.filter.spectrum.held_bytes
 
     def ways(self, workers: int, sink: Sink, filed: bool, most_between: int) -> Iterator[Sizes]:
         """Sizes to try, the best first: whole planes a task, a plane in memory, planes in files; ever smaller."""

@@ -16,8 +16,7 @@ import numpy as np
 
 from sash.arrays._arguments import as_given
 from sash.arrays._border import Boundary, checked_boundary
-from sash.arrays._cluster import Seats
-from sash.arrays._device import device_of, new_tensor, open_on, settle, staging, tasks_at_once
+from sash.arrays._device import check_device, device_of, new_tensor, open_on, seats_on, settle, staging
 from sash.arrays._frames import Frames, Lanes, frames_of, mkl_bytes
 from sash.arrays._overlap import told_window
 from sash.arrays._plan import ArrayPlan, Method
@@ -28,7 +27,7 @@ from sash.arrays._spectra_device import STARTING_BYTES, spectra_bytes, spectra_o
 from sash.arrays._spectrogram import Picture
 from sash.arrays._store import Sink, open_sink, open_source
 from sash.arrays._store_tensor import TensorSink, TensorSource
-from sash.arrays._tasks import KEPT, KEPT_APART, MOST_TASK_BYTES, TURNS, Cut, longest, run_job, run_tasks
+from sash.arrays._tasks import KEPT, KEPT_APART, MOST_TASK_BYTES, TURNS, Cut, longest, run_job, run_tasks, threads_for
 from sash.arrays._written import by_frames, chunks_of, output_kind, write_bytes
 from sash.errors import InputError
 from sash.window import Interval
@@ -97,7 +96,7 @@ def stft(
     Raises `DoesNotFit` with the least budget that would do, and `InputError` for what cannot be read, written or meant.
     """
     options = Options(budget, workers, overwrite, restart, progress)
-    place = device_of(device, source)
+    place = device_of(device, source, options)
     with closing(open_source(source) if place is None else open_on(source, place)) as opened:
         lanes = Lanes.of(opened, axis)
         rate = _rate(rate_hz if rate_hz is not None else opened.rate_hz)
@@ -174,7 +173,7 @@ class _Work:
         # Of spectra: as a share of the largest that samples of this range can have, a rounding for each of the transform's steps.
         error = float(np.finfo(frames.taps.dtype).eps * max(log2(frames.size), 1) * np.abs(frames.taps).sum() / self.lanes.scale)
         return ArrayPlan(
-            operation=self.told + (self.options.seats(source, self.out).told if self.device is None else ""),
+            operation=self.told + seats_on(self.device, self.options, source, self.out).told,
             method=method,
             shape=self.shape,
             dtype=self.dtype.name,
@@ -194,15 +193,17 @@ class _Work:
 
     def run(self) -> Any:
         """The output."""
-        written = self.written_bytes
         with self.cut.blocks(self.lanes.source):
             if self.picture is not None:
                 return self._draw(self.picture)
-            return run_job(self.told, self.out, self._facts, self._open, self._tasks, self.cut.workers, written, self.options)
+            threads, able = threads_for(self.device, self.options, self.lanes.source), partial(check_device, self.device)
+            tasks, workers, written = self._tasks, self.cut.workers, self.written_bytes
+            return run_job(self.told, self.out, self._facts, self._open, tasks, workers, written, self.options, threads, able)
 
     def _tasks(self, sink: Sink | Picture) -> list[Callable[[], None]]:
         if self.device is not None:
-            settle(self.device)
+            if isinstance(self.lanes.source, TensorSource):
+                settle(self.device)
             waiting = staging(self.device)
             return [partial(spectra_on, self.device, self.lanes, self.frames, self.made, sink, waiting, *part) for part in self.parts]
         room = Room(aligned)
@@ -307,7 +308,7 @@ def _cut(
     device: torch.device | None,
 ) -> Cut:
     """Tasks as long as pays, within the budget; raises `DoesNotFit` where even the shortest are too long."""
-    seats = options.seats(lanes.source, out) if device is None else Seats(tasks_at_once(options, device))
+    seats = seats_on(device, options, lanes.source, out)
     budget = options.budget_bytes
     item, window, count = made.dtype.itemsize, frames.window, frames.count
     direct = kind == "" or (kind == "array" and by_frames(out, made.dtype) is not None)
@@ -326,7 +327,7 @@ def _cut(
     transform = frames.block_bytes + mkl_bytes(frames.size, frames.taps.itemsize)
     transform += 2 * frames.block * made.rows * item if picture is not None else 0
     if device is not None:
-        own, transform, held = 0, 0, held + STARTING_BYTES
+        own, transform, held = 0, 0, held + STARTING_BYTES * seats.processes
 
     def taken(together: int, length: int, chunk: int) -> int:
         length = min(length, count)

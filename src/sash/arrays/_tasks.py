@@ -10,14 +10,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Barrier
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sash.arrays._cluster import Fixed, connected
+from sash.arrays._cluster import Fixed, Threads, connected
 from sash.arrays._filed import filed
 from sash.arrays._running import Options, mapped_from, showing
 from sash.arrays._store import Sink, Source
 from sash.arrays._turns import run_in_turn
 from sash.heap import blocks_given_back, blocks_kept
+
+if TYPE_CHECKING:
+    import torch
 
 MOST_TASK_BYTES = 16 << 20
 """Of output that a task makes, as a rule: more would make progress coarse and an interruption dear."""
@@ -66,68 +69,6 @@ def longest(unit: int, wanted: int, fits: Callable[[int], bool]) -> int | None:
     return unit
 
 
-def run_job(
-    told: str,
-    out: Any,
-    facts: Callable[[], dict[str, Any]],
-    opened: Callable[[bool], Sink],
-    tasks: Callable[[Sink], Sequence[Callable[[], None]]],
-    workers: int,
-    written_bytes: int,
-    options: Options,
-) -> Any:
-    """The output, after all tasks: an array, or the path, which appears when it is whole.
-
-    `opened` opens the sink, and is told whether it goes on with what was left; `facts` are what the output's bits and tasks rest on.
-    """
-    if not isinstance(out, (str, os.PathLike)):
-        sink = opened(False)
-        run_tasks(told, tasks(sink), workers, written_bytes, options.progress)
-        return sink.finish()
-    with ExitStack() as now:
-        apart = None
-        if options.address is not None:
-            cluster = now.enter_context(connected(options.address))
-            cluster.check(Path(out), tasks, options.overwrite)
-            apart = lambda sink, left, end: cluster.run(told, Fixed(sink, tasks, single_threaded), left, workers, end)  # noqa: E731
-        run = now.enter_context(filed(Path(out), facts(), opened, options.restart))
-        elsewhere = None if apart is None else partial(apart, run.sink)
-        with run.notes() as note:
-            run_tasks(told, tasks(run.sink), workers, written_bytes, options.progress, run.done, note, elsewhere)
-        return run.finish()
-
-
-def run_tasks(
-    told: str,
-    tasks: Sequence[Callable[[], None]],
-    workers: int,
-    written_bytes: int,
-    progress: bool | None,
-    done: Collection[int] = (),
-    note: Callable[[int], None] | None = None,
-    apart: Callable[[list[int], Callable[[int], None]], None] | None = None,
-) -> None:
-    """Run the tasks that are not done; `note` is told each one that has ended.
-
-    `apart` runs them elsewhere, by their numbers, and tells a function each one that has ended.
-    """
-    left = [number for number in range(len(tasks)) if number not in done]
-    with showing(progress, told, written_bytes) as tick:
-        share = written_bytes / max(len(tasks), 1)
-        tick(share * (len(tasks) - len(left)))
-
-        def end(number: int) -> None:
-            tick(share)
-            if note is not None:
-                note(number)
-
-        if apart is not None:
-            apart(left, end)
-            return
-        with single_threaded(workers) as pool:
-            run_in_turn(pool, [tasks[number] for number in left], 2 * workers, lambda place: end(left[place]))
-
-
 @contextmanager
 def single_threaded(workers: int) -> Iterator[ThreadPoolExecutor]:
     """Threads in each of which torch computes alone: they share the processors already.
@@ -150,3 +91,81 @@ def single_threaded(workers: int) -> Iterator[ThreadPoolExecutor]:
         started.wait()
         torch.set_num_threads(before)
         yield pool
+
+
+@contextmanager
+def giving_back(mapped_from: int, workers: int) -> Iterator[ThreadPoolExecutor]:
+    """The same in a process whose freed blocks, from so many bytes on, go back to the system."""
+    with blocks_given_back(mapped_from), single_threaded(workers) as pool:
+        yield pool
+
+
+def threads_for(device: torch.device | None, options: Options, source: Source) -> Threads:
+    """Those for what torch does on a device; in a cluster's processes freed blocks go back to the system, which compiled code counts."""
+    return single_threaded if device is None or options.address is None else partial(giving_back, mapped_from(source))
+
+
+def run_job(
+    told: str,
+    out: Any,
+    facts: Callable[[], dict[str, Any]],
+    opened: Callable[[bool], Sink],
+    tasks: Callable[[Sink], Sequence[Callable[[], None]]],
+    workers: int,
+    written_bytes: int,
+    options: Options,
+    threads: Threads = single_threaded,
+    able: Callable[[], Any] | None = None,
+) -> Any:
+    """The output, after all tasks: an array, or the path, which appears when it is whole.
+
+    `opened` opens the sink, and is told whether it goes on with what was left; `facts` are what the output's bits and tasks rest on.
+    Tasks run in `threads`, in each process; `able` raises `InputError` in a process that has not what they need.
+    """
+    if not isinstance(out, (str, os.PathLike)):
+        sink = opened(False)
+        run_tasks(told, tasks(sink), workers, written_bytes, options.progress, threads=threads)
+        return sink.finish()
+    with ExitStack() as now:
+        apart = None
+        if options.address is not None:
+            cluster = now.enter_context(connected(options.address))
+            cluster.check(Path(out), tasks, options.overwrite, able)
+            apart = lambda sink, left, end: cluster.run(told, Fixed(sink, tasks, threads), left, workers, end)  # noqa: E731
+        run = now.enter_context(filed(Path(out), facts(), opened, options.restart))
+        elsewhere = None if apart is None else partial(apart, run.sink)
+        with run.notes() as note:
+            run_tasks(told, tasks(run.sink), workers, written_bytes, options.progress, run.done, note, elsewhere, threads)
+        return run.finish()
+
+
+def run_tasks(
+    told: str,
+    tasks: Sequence[Callable[[], None]],
+    workers: int,
+    written_bytes: int,
+    progress: bool | None,
+    done: Collection[int] = (),
+    note: Callable[[int], None] | None = None,
+    apart: Callable[[list[int], Callable[[int], None]], None] | None = None,
+    threads: Threads = single_threaded,
+) -> None:
+    """Run the tasks that are not done; `note` is told each one that has ended.
+
+    `apart` runs them elsewhere, by their numbers, and tells a function each one that has ended.
+    """
+    left = [number for number in range(len(tasks)) if number not in done]
+    with showing(progress, told, written_bytes) as tick:
+        share = written_bytes / max(len(tasks), 1)
+        tick(share * (len(tasks) - len(left)))
+
+        def end(number: int) -> None:
+            tick(share)
+            if note is not None:
+                note(number)
+
+        if apart is not None:
+            apart(left, end)
+            return
+        with threads(workers) as pool:
+            run_in_turn(pool, [tasks[number] for number in left], 2 * workers, lambda place: end(left[place]))

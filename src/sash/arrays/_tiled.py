@@ -181,10 +181,10 @@ class Tiled:
         work = max(raw + 2 * grid.region_bytes, arrays + grid.scratch_bytes + there, sink.scratch_bytes(box))
         return written + work + files + THREAD_BYTES
 
-    def peak_bytes(self, sizes: Sizes, sink: Sink) -> int:
-        """Bytes held at once."""
+    def peak_bytes(self, sizes: Sizes, sink: Sink, processes: int = 1) -> int:
+        """Bytes held at once, in so many processes."""
         arrays = min(self.passes - 1, 2) if sizes.between == "memory" else 0
-        return sizes.workers * self.task_bytes(sizes, sink) + arrays * self.between_bytes() + 2 * self.grid.spectrum_bytes
+        return sizes.workers * self.task_bytes(sizes, sink) + arrays * self.between_bytes() + processes * 2 * self.grid.spectrum_bytes
 
     def ways(self, workers: int, sink: Sink, filed: bool, most_between: int) -> Iterator[Sizes]:
         """Sizes to try, the best first."""
