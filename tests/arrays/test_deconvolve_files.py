@@ -14,6 +14,7 @@ from sash import arrays
 from sash.arrays import _deconvolve_plan as plans
 from sash.arrays import _region as region
 from sash.arrays._deconvolve import deconvolve
+from sash.arrays._diagonal import Line, Spectrum
 from sash.arrays._store import open_source
 from sash.errors import DoesNotFit, InputError
 from sash.window import Interval
@@ -63,6 +64,18 @@ def test_budget_workers_and_files_do_not_change_a_bit(tmp_path, monkeypatch, way
         assert sorted(entry.name for entry in tmp_path.iterdir()) == ["in.npy", f"out{suffix}"]
 
 
+@pytest.mark.parametrize("boundary", ["wrap", "mirror"])
+def test_a_spectrum_has_the_same_bits_whichever_columns_are_asked_for(boundary):
+    taps = np.random.default_rng(0).random((9, 9))
+    taps = taps if boundary == "wrap" else taps + taps[::-1] + taps[:, ::-1] + taps[::-1, ::-1]
+    along = Line.of(900, boundary, True)
+    spectrum = Spectrum(taps, (Line.of(1000, boundary, False), along))
+    whole = spectrum.block(Interval(0, along.bins))
+    for wide in (1, 7, 65, 104, 300):
+        parts = [spectrum.block(Interval(left, min(left + wide, along.bins))) for left in range(0, along.bins, wide)]
+        np.testing.assert_array_equal(np.concatenate(parts, 1), whole)
+
+
 def test_the_least_budget_runs_and_less_does_not():
     data = np.random.default_rng(2).random((900, 800))
     with pytest.raises(DoesNotFit, match=r"deconvolution of 900x800 .* holds .* at least; the budget is 1\.00 MiB.*give `out`") as refused:
@@ -79,6 +92,7 @@ import numpy as np
 from sash.arrays import _deconvolve_plan as plans
 from sash.arrays import _region as region
 from sash.arrays._deconvolve import deconvolve
+from sash.arrays._diagonal import Line, Spectrum
 plans.MOST_BETWEEN, region._SIDE = 0, 256
 deconvolve(sys.argv[1], np.load(sys.argv[2]), sys.argv[3], workers=2, **json.loads(sys.argv[4]))
 """
@@ -160,6 +174,7 @@ MEASURED = """
 import ctypes, sys, json
 import numpy as np
 from sash.arrays._deconvolve import deconvolve
+from sash.arrays._diagonal import Line, Spectrum
 
 def status(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))

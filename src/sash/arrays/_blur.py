@@ -74,9 +74,10 @@ def blur(
 
     `device` is None for compiled code on the processor; with 'cpu', 'cuda', 'cuda:1' or a torch.device torch computes there, by blocks of
     all axes with what lies around them. A tensor on a GPU means that GPU, and without `out` the result is a tensor where the source is one.
-    Numbers are within the same tolerance; their last bits may depend on device and budget. The budget then counts in one sum what is held
-    on the device (blocks, and a result that stays there) and what is on its way on this side, in pinned memory for a GPU; not what a GPU's
-    libraries load, nor what torch's allocator keeps back. Not measured on a GPU.
+    Numbers are within the same tolerance; their last bits may depend on device, budget and workers. On a cluster each worker computes on
+    its own such device. The budget then counts in one sum what is held on the device (blocks, and a result that stays there) and what is on
+    its way on this side, in pinned memory for a GPU; not what a GPU's libraries load, nor what torch's allocator keeps back. Not measured
+    on a GPU.
 
     The budget bounds what is held at once, by all workers together: rows that are read, what is made, work space, and an output in memory.
     Raises `DoesNotFit` with the least budget that would do, and `InputError` for what cannot be read, written or meant.

@@ -95,13 +95,15 @@ def convolve(
     `out`), or the path in `out`, which appears when it is whole; after an interruption the same call goes on, to the same bits.
 
     `workers` is a number of threads, or the address of a Dask scheduler, as "tcp://127.0.0.1:8786": its workers then read and write the
-    files, which they see under the same names.
+    files, which they see under the same names, to the bits of as many threads here. Each holds what its tasks share, a kernel's spectrum
+    among it.
 
     `device` is None for compiled code on the processor; with 'cpu', 'cuda', 'cuda:1' or a torch.device torch computes there, by blocks with
     what lies around them. A tensor on a GPU means that GPU, and without `out` the result is a tensor where the source is one. Numbers are
-    within the same tolerance; their last bits may depend on device and budget. The budget then counts in one sum what is held on the device
-    (blocks, transforms and what these work in, the kernel's spectrum, a result that stays there) and what is on its way on this side, in
-    pinned memory for a GPU; not what a GPU's libraries load, nor what torch's allocator keeps back. Not measured on a GPU.
+    within the same tolerance; their last bits may depend on device, budget and workers. On a cluster each worker computes on its own such
+    device. The budget then counts in one sum what is held on the device (blocks, transforms and what these work in, the kernel's spectrum,
+    a result that stays there) and what is on its way on this side, in pinned memory for a GPU; not what a GPU's libraries load, nor what
+    torch's allocator keeps back. Not measured on a GPU.
 
     The budget bounds what is held at once, by all workers together: rows that are read, what is made, work space, and an output in memory.
     Raises `DoesNotFit` with the least budget that would do, and `InputError` for what cannot be read, written or meant.

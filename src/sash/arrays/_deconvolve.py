@@ -92,15 +92,20 @@ def deconvolve(
     not depend on budget and workers. To a file, planes whose transform has more than 256 MiB go by way of two files beside it,
     each as large as the plane in float64.
 
+    `workers` is a number of threads, or the address of a Dask scheduler, as "tcp://127.0.0.1:8786": its workers then read and write the
+    files, which they see under the same names, to the same bits. The first pass over the data is made by this process, and what lies
+    between passes over a plane is always in those two files, which all workers see.
+
     `device` is None for compiled code on the processor; with 'cpu', 'cuda', 'cuda:1' or a torch.device torch computes there: the
     transforms, filters and iterations; the first pass over the data is made on this side, and what lies between passes is there. A tensor
     on a GPU means that GPU, and without `out` the result is a tensor where the source is one. Numbers are within the same error bounds;
-    their last bits may depend on device and budget. The budget then counts in one sum what is held on the device (lines and their
-    transforms, and what these work in) and what is on its way on this side, in pinned memory for a GPU; not what a GPU's libraries load,
-    nor what torch's allocator keeps back. Not measured on a GPU.
+    their last bits may depend on device, budget and workers. On a cluster each worker computes on its own such device. The budget then
+    counts in one sum what is held on the device (lines and their transforms, and what these work in) and what is on its way on this side,
+    in pinned memory for a GPU; not what a GPU's libraries load, nor what torch's allocator keeps back. Not measured on a GPU.
 
-    The budget bounds what the job holds at once, a whole line of the filtered axes at least. Raises `DoesNotFit` with the least budget that
-    would do, and `InputError` for what cannot be read, written, inverted or meant; data with NaN or infinities among them.
+    The budget bounds what the job holds at once, in all workers together, a whole line of the filtered axes at least. Raises `DoesNotFit`
+    with the least budget that would do, and `InputError` for what cannot be read, written, inverted or meant; data with NaN or infinities
+    among them.
 
     Source: H. C. Andrews, B. R. Hunt, "Digital Image Restoration", 1977; S. A. Martucci 1994 for cosine transforms; D. L. Donoho,
     I. M. Johnstone 1994 for the median absolute difference; D. J. Field 1987 for the power law; W. H. Richardson 1972, L. B. Lucy 1974.
