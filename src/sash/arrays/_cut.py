@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil
 
 from sash.arrays._pass import Cut, Pass
@@ -27,7 +28,10 @@ def cut(made: Pass, sink: Sink, room: int, workers: int) -> tuple[Cut | None, in
     best, cost, least = None, float("inf"), 0
     for columns in _halvings(made, sink):
         for count in fewer(workers):
-            found, taken = _tallest(made, sink, count, columns, room)
+            most = _most(made, sink, count, columns)
+            if best is not None and _cost(made, most) >= cost:
+                continue
+            found, taken = _tallest(made, sink, most, room)
             least = taken if not least else min(least, taken)
             if found is not None and (dear := _cost(made, found)) < cost:
                 best, cost = (found, taken), dear
@@ -46,7 +50,8 @@ def _halvings(made: Pass, sink: Sink) -> list[int]:
     return found
 
 
-def _tallest(made: Pass, sink: Sink, workers: int, columns: int, room: int) -> tuple[Cut | None, int]:
+def _most(made: Pass, sink: Sink, workers: int, columns: int) -> Cut:
+    """The most rows that are wanted of a task, whole grains of them: with fewer more is done twice."""
     lead, grain, _ = made.written.grain(sink.grain)
     lead = _together(made, lead, columns)
     height = made.stage.shape[0]
@@ -56,12 +61,17 @@ def _tallest(made: Pass, sink: Sink, workers: int, columns: int, room: int) -> t
     # Tiles that stand on their own read what is beside them again in any case.
     wanted = max(ceil(height / (TURNS * workers)), ceil(LEAST_NUMBERS / (lanes * columns)), 4 * _beyond(made) if unit == 1 else 1)
     wanted = min(ceil(wanted / unit) * unit, height, max(MOST_BYTES // row_bytes // unit, 1) * unit)
-    low = ceil(min(LEAST_ROWS, height) / grain)
-    high = max(ceil(wanted / grain), low)
+    return Cut(workers, lead, max(ceil(wanted / grain), ceil(min(LEAST_ROWS, height) / grain)) * grain, columns)
+
+
+def _tallest(made: Pass, sink: Sink, most: Cut, room: int) -> tuple[Cut | None, int]:
+    """As many rows as fit, up to those; None where the fewest do not; and the bytes of what was found, or of the fewest."""
+    grain, height, unit = made.written.grain(sink.grain)[1], made.stage.shape[0], made.stage.unit[0]
+    low, high = ceil(min(LEAST_ROWS, height) / grain), most.rows // grain
 
     def tried(count: int) -> tuple[Cut, int]:
-        found = Cut(workers, lead, min(count * grain, ceil(height / grain) * grain), columns)
-        return found, made.peak_bytes(found, sink) + workers * THREAD_BYTES
+        found = replace(most, rows=min(count * grain, ceil(height / grain) * grain))
+        return found, made.peak_bytes(found, sink) + most.workers * THREAD_BYTES
 
     # Memory grows with the rows: where the fewest take too much, no others need be tried.
     fewest, least = tried(low)
