@@ -228,7 +228,7 @@ def test_a_matrix_read_in_blocks_has_the_same_components(method, tmp_path):
         ({"components": 3, "weights": "bm25"}, "weights are 'bm25'"),
         ({"components": 3, "loadings": "int8"}, "loadings is 'int8'"),
         ({"components": 3, "seed": -1}, "seed is -1"),
-        ({"components": 3, "workers": "tcp://127.0.0.1:1"}, "runs in threads of this process"),
+        ({"components": 3, "workers": "tcp://127.0.0.1:1"}, "in this process, which the workers of tcp://127.0.0.1:1 do not have"),
     ],
 )
 def test_wrong_words_are_refused(words, message):

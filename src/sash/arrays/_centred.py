@@ -50,7 +50,7 @@ class Centred:
         """The Gram matrix of the smaller side times vectors."""
         if self.of_rows:
             return self.forth(self.back(vectors))
-        if self.held or not self.sweep.matrix.sparse or not vectors.flags.c_contiguous:
+        if self.held or not vectors.flags.c_contiguous:
             return self.back(self.forth(vectors))
         return self._there_and_back(vectors)
 
@@ -60,17 +60,7 @@ class Centred:
         offset = self.moments.mean @ scaled
         if self.held:
             return self._gathered(self._rows, scaled, offset)
-        made = np.empty((self.sweep.matrix.shape[0], scaled.shape[1]))
-
-        def work(start: int, stop: int, lane: int) -> None:
-            block = self.sweep.matrix.block(start, stop)
-            if isinstance(block, np.ndarray):
-                np.subtract(block @ scaled, offset, out=made[start:stop])
-            else:
-                gathered(block.indptr, block.indices, block.data, scaled, offset, made[start:stop], 0, stop - start)
-
-        self.sweep.run(work, self.passed)
-        return made
+        return self.sweep.filled(_Forth(scaled, offset), np.empty((self.sweep.matrix.shape[0], scaled.shape[1])), self.passed)
 
     def back(self, vectors: np.ndarray) -> np.ndarray:
         """The transpose times vectors of as many numbers as there are rows."""
@@ -79,34 +69,15 @@ class Centred:
         if self.held:
             made = self._gathered(self._columns, vectors, np.zeros(vectors.shape[1]))
         else:
-            lanes = [_lines((self.sweep.matrix.shape[1], vectors.shape[1]), True) for _ in range(self.sweep.lanes)]
-
-            def work(start: int, stop: int, lane: int) -> None:
-                block = self.sweep.matrix.block(start, stop)
-                if isinstance(block, np.ndarray):
-                    lanes[lane] += block.T @ vectors[start:stop]
-                else:
-                    scattered(block.indptr, block.indices, block.data, vectors[start:stop], lanes[lane])
-
-            self.sweep.run(work, self.passed)
-            made = _added(lanes)
+            made = self.sweep.summed(_Back((self.sweep.matrix.shape[1], vectors.shape[1])), vectors, self.passed)
         centre(made, self.moments.mean, sums, self.moments.scale)
         return made
 
     def _there_and_back(self, vectors: np.ndarray) -> np.ndarray:
         scaled = self._scaled(vectors)
         offset = self.moments.mean @ scaled
-        lanes = [_lines(vectors.shape, True) for _ in range(self.sweep.lanes)]
-        sums = [np.zeros(vectors.shape[1]) for _ in range(self.sweep.lanes)]
-
-        def work(start: int, stop: int, lane: int) -> None:
-            block = self.sweep.matrix.block(start, stop)
-            assert not isinstance(block, np.ndarray)
-            there_and_back(block.indptr, block.indices, block.data, scaled, offset, lanes[lane], sums[lane])
-
-        self.sweep.run(work, self.passed)
-        made = _added(lanes)
-        centre(made, self.moments.mean, _added(sums), self.moments.scale)
+        made, sums = self.sweep.summed(_ThereAndBack(scaled, offset), None, self.passed)
+        centre(made, self.moments.mean, sums, self.moments.scale)
         return made
 
     def _scaled(self, vectors: np.ndarray) -> np.ndarray:
@@ -153,13 +124,6 @@ class Centred:
         return self.sweep.matrix.block_bytes(0, rows) + 8 * self.sweep.matrix.nnz + 12 * self.sweep.matrix.nnz + 8 * (rows + columns)
 
 
-def _added(lanes: list[np.ndarray]) -> np.ndarray:
-    """In order, so that the bits are the same."""
-    for other in lanes[1:]:
-        lanes[0] += other
-    return lanes[0]
-
-
 def _lines(shape: tuple[int, ...], zero: bool = False) -> np.ndarray:
     """An array that begins where a line of memory does."""
     size = 8 * int(np.prod(shape))
@@ -175,3 +139,74 @@ def _in_lines(vectors: np.ndarray) -> np.ndarray:
     made = _lines(vectors.shape)
     made[...] = vectors
     return made
+
+
+@dataclass(frozen=True, eq=False)
+class _Forth:
+    """Rows of a product."""
+
+    vectors: np.ndarray
+    offset: np.ndarray
+
+    def begin(self) -> None:
+        """Nothing: rows are made where they belong."""
+
+    def add(self, made: None, block: Any, start: int, rows: np.ndarray) -> None:
+        """Make the block's rows."""
+        if isinstance(block, np.ndarray):
+            np.subtract(block @ self.vectors, self.offset, out=rows)
+        else:
+            gathered(block.indptr, block.indices, block.data, self.vectors, self.offset, rows, 0, len(rows))
+
+    def join(self, made: None, other: None) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Back:
+    """The transpose times rows of vectors."""
+
+    shape: tuple[int, int]
+
+    def begin(self) -> np.ndarray:
+        """Sums for columns."""
+        return _lines(self.shape, True)
+
+    def add(self, made: np.ndarray, block: Any, start: int, rows: np.ndarray) -> None:
+        """Add the block's."""
+        if isinstance(block, np.ndarray):
+            made += block.T @ rows
+        else:
+            scattered(block.indptr, block.indices, block.data, rows, made)
+
+    def join(self, made: np.ndarray, other: np.ndarray) -> None:
+        """Add another lane's."""
+        made += other
+
+
+@dataclass(frozen=True, eq=False)
+class _ThereAndBack:
+    """The transpose times rows of a product, and the sum of these."""
+
+    vectors: np.ndarray
+    offset: np.ndarray
+
+    def begin(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sums for columns, and of rows."""
+        return _lines(self.vectors.shape, True), np.zeros(self.vectors.shape[1])
+
+    def add(self, made: tuple[np.ndarray, np.ndarray], block: Any, start: int, rows: None) -> None:
+        """Add the block's."""
+        sums, total = made
+        if isinstance(block, np.ndarray):
+            own = block @ self.vectors
+            own -= self.offset
+            sums += block.T @ own
+            total += own.sum(axis=0)
+        else:
+            there_and_back(block.indptr, block.indices, block.data, self.vectors, self.offset, sums, total)
+
+    def join(self, made: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> None:
+        """Add another lane's."""
+        for ours, theirs in zip(made, other, strict=True):
+            ours += theirs

@@ -14,8 +14,8 @@ import pickle
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from concurrent.futures import Executor, wait
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from importlib.metadata import version
@@ -49,6 +49,8 @@ _AHEAD = 2
 _ALIKE = ("sash", "numpy", "scipy", "numba", "torch")
 """Packages whose versions decide the last bits."""
 _LARGE_GRAPH = "distributed.admin.large-graph-warning-threshold"
+_AGAIN = "What is done is noted; the same call goes on from there."
+_ANEW = "Start others and call again; what was written by then stays."
 _TOLD = "Start one with: dask scheduler; and workers with: dask worker tcp://HOST:8786 --nthreads 1."
 
 
@@ -142,6 +144,11 @@ class Cluster:
         self._client, self._address = client, address
         self._looked, self._threads = monotonic(), _seats(client).threads
 
+    @property
+    def seats(self) -> Seats:
+        """How many processes and threads it has."""
+        return _seats(self._client)
+
     def check(self, out: Path, rests_on: Any, overwrite: bool, able: Callable[[], Any] | None = None) -> None:
         """Raise `InputError` if the output cannot be written, or a worker does not see its folder, what is read, or the same versions.
 
@@ -154,6 +161,13 @@ class Cluster:
             found = self._client.run(_look, str(probe), token, _pickled(rests_on), able, on_error="return")
         finally:
             probe.unlink()
+        self._agree(found, f"Mount {probe.parent} and what is read there, under the same names.")
+
+    def check_read(self, rests_on: Any, near: str) -> None:
+        """The same of workers that read alone; `near` is what to do where one does not see what is read."""
+        self._agree(self._client.run(_look, None, "", _pickled(rests_on), None, on_error="return"), near)
+
+    def _agree(self, found: dict[str, Any], near: str) -> None:
         for worker, answer in found.items():
             if isinstance(answer, ImportError):
                 raise InputError(f"the worker {worker} cannot load sash ({answer}): pip install 'sash[arrays]' there, of the same version.")
@@ -162,10 +176,7 @@ class Cluster:
             if isinstance(answer, BaseException):
                 raise answer
             if isinstance(answer, str):
-                raise InputError(
-                    f"the worker {worker} does not see the same files: {answer}. "
-                    f"Mount {probe.parent} and what is read there, under the same names."
-                )
+                raise InputError(f"the worker {worker} does not see the same files: {answer}. {near}")
             other = [f"{name} {answer[name]}, not {ours}" for name, ours in _versions().items() if answer[name] != ours]
             if other:
                 raise InputError(f"the worker {worker} has {', '.join(other)}, so its bits may differ; install the same versions there.")
@@ -201,6 +212,75 @@ class Cluster:
             self._end(token, [future for future, _ in running.values()])
             shared.release()
 
+    @contextmanager
+    def sharing(self, kind: Callable[[bytes, str], Any], fixed: Any) -> Iterator[tuple[str, Any]]:
+        """A name for a run, and `kind` of what all its tasks share, which every process that has a task of it makes for itself."""
+        token = uuid4().hex
+        shared = self._kept(kind, _pickled(fixed), token, key=f"sash-fixed-{token}")
+        try:
+            yield token, shared
+        finally:
+            shared.release()
+
+    def mapped(
+        self,
+        told: str,
+        sharing: tuple[str, Any],
+        task: Callable[..., Any],
+        common: Any,
+        each: Iterable[tuple[Any, ...]],
+        at_once: int,
+        take: Callable[[int, Any], None],
+    ) -> None:
+        """Tell `take` what the task makes of what is shared, of what is common, and of each; in order, at most so many on their way.
+
+        Results come from their workers directly. One that was lost with its worker is made again on another one. An error ends all of it.
+        """
+        (token, shared), run, seats = sharing, uuid4().hex, self._places()
+        left, waiting = enumerate(each), deque[tuple[int, Any]]()
+        kept = self._kept(_same, common, key=f"sash-common-{run}")
+        try:
+            while True:
+                for number, own in _next(left, at_once - len(waiting)):
+                    # Each at its own place, as long as that is there: what it reads is in that machine's memory from the last time.
+                    place: dict[str, Any] = {"workers": [seats[number % len(seats)]], "allow_other_workers": True} if seats else {}
+                    waiting.append((number, self._kept(task, shared, kept, *own, key=f"sash-part-{run}-{number}", **place)))
+                if not waiting:
+                    return
+                take(waiting[0][0], self._fetched(waiting[0][1], told))
+                waiting.popleft()[1].release()
+        finally:
+            if waiting:
+                self._end(token, [future for _, future in waiting])
+            kept.release()
+
+    def _kept(self, function: Callable[..., Any], *given: Any, **words: Any) -> Any:
+        """A result that can be made again, not scattered data, which would be lost with the worker that holds it."""
+        from dask import config
+
+        with config.set({_LARGE_GRAPH: "10 TiB"}):
+            return self._client.submit(function, *given, pure=False, **words)
+
+    def _places(self) -> list[str]:
+        """A worker's address for each of its threads, workers in turn."""
+        found = [(place, address) for address, threads in self._client.nthreads().items() for place in range(threads)]
+        return [address for _, address in sorted(found)]
+
+    def _fetched(self, future: Any, told: str) -> Any:
+        """Its result, once there is one; raises what it raised, or `InputError` where there has been no worker for long."""
+        asked = self._client.gather([future], direct=True, asynchronous=True)
+        fetching = asyncio.run_coroutine_threadsafe(asked, self._client.loop.asyncio_loop)
+        try:
+            self._patiently(lambda: fetching if wait([fetching], _LOOK_S).done else None, told, _ANEW)
+            return fetching.result()[0]
+        except Exception as error:
+            if not fetching.done():
+                raise
+            self._check(future, told, _ANEW)
+            raise InputError(f"{told}: the scheduler at {self._address} was lost ({_short(error)}). {_ANEW}") from error
+        finally:
+            fetching.cancel()
+
     def _window(self, at_once: int) -> int:
         """Tasks on their way: with more threads than may be at work at once, as workers may have come since, no more than those."""
         if monotonic() - self._looked > _LOOK_S:
@@ -208,18 +288,26 @@ class Cluster:
         return at_once if self._threads > at_once else _AHEAD * at_once
 
     def _finished(self, finished: SimpleQueue[Any], told: str) -> Any:
-        """The next one that has; raises `InputError` where there has been no worker for long."""
+        """The next one that has."""
+
+        def ask() -> Any:
+            with suppress(Empty):
+                return finished.get(timeout=_LOOK_S)
+
+        return self._patiently(ask, told, _AGAIN)
+
+    def _patiently(self, ask: Callable[[], Any], told: str, again: str) -> Any:
+        """What `ask`, which waits a little, finds at last; raises `InputError` where there has been no worker for long."""
         since: float | None = None
         while True:
-            try:
-                return finished.get(timeout=_LOOK_S)
-            except Empty:
-                there = bool(self._client.nthreads())
+            if (found := ask()) is not None:
+                return found
+            there = bool(self._client.nthreads())
             since = None if there else since or monotonic()
             if since is not None and monotonic() - since >= PATIENCE_S:
-                raise InputError(f"{told}: all workers of {self._address} are gone. {_AGAIN}")
+                raise InputError(f"{told}: all workers of {self._address} are gone. {again}")
 
-    def _check(self, future: Any, told: str) -> None:
+    def _check(self, future: Any, told: str, again: str = _AGAIN) -> None:
         """Raise what the task raised.
 
         Of one that ended well nothing is fetched: what counts is on the disk, and without workers asking would never end.
@@ -234,10 +322,10 @@ class Cluster:
         except KilledWorker as error:
             died, last = error.allowed_failures + 1, error.last_worker.address
             raise InputError(
-                f"{told}: {died} workers of {self._address} died over one task, the last {last}; was it killed for its memory? {_AGAIN}"
+                f"{told}: {died} workers of {self._address} died over one task, the last {last}; was it killed for its memory? {again}"
             ) from error
         except FutureCancelledError as error:
-            raise InputError(f"{told}: the scheduler at {self._address} was lost ({error.reason}). {_AGAIN}") from error
+            raise InputError(f"{told}: the scheduler at {self._address} was lost ({error.reason}). {again}") from error
 
     def _end(self, token: str, futures: list[Any]) -> None:
         """Return when no worker writes any more, and none holds anything: the file may be taken away, or gone on with, at once."""
@@ -246,9 +334,6 @@ class Cluster:
         if futures:
             self._client.cancel(futures, force=True)
         self._client.run(_ended, token, on_error="ignore")
-
-
-_AGAIN = "What is done is noted; the same call goes on from there."
 
 
 class Shared:
@@ -261,10 +346,8 @@ class Shared:
         self._sink: Sink | None = None
         self._tasks: Sequence[Callable[[], None]] = ()
         self._close: Callable[[], Any] = lambda: None
-        with _LOCK:
-            # A worker that has just come may be sent this after it was told of the end.
-            self._stopped = token in _ENDED
-            _ALL.add(self)
+        # A worker that has just come may be sent this after it was told of the end.
+        self._stopped = ended_with_run(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Shared, (self._pickled, self.token, self._boot)
@@ -311,13 +394,24 @@ class Shared:
             return self._sink
 
 
-_ALL, _LOCK = WeakSet[Shared](), Lock()
+_ALL, _LOCK = WeakSet[Any](), Lock()
 _ENDED = deque[str](maxlen=1 << 10)
 """Runs that no task of is to begin any more."""
 
 
+def ended_with_run(shared: Any) -> bool:
+    """Have what tasks share, of any kind with a `token`, told to `end` when a run of that name does; whether that has."""
+    with _LOCK:
+        _ALL.add(shared)
+        return shared.token in _ENDED
+
+
 def _do(shared: Shared, number: int) -> None:
     shared.do(number)
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 async def _ended(token: str) -> None:
@@ -328,10 +422,10 @@ async def _ended(token: str) -> None:
         await asyncio.to_thread(shared.end)
 
 
-def _look(probe: str, token: str, rests_on: bytes, able: Callable[[], Any] | None) -> str | dict[str, str]:
+def _look(probe: str | None, token: str, rests_on: bytes, able: Callable[[], Any] | None) -> str | dict[str, str]:
     """The versions that a worker has, or what it does not see; raises `InputError` for what it is not able to."""
     try:
-        if Path(probe).read_text() != token:
+        if probe is not None and Path(probe).read_text() != token:
             return f"{probe} is another file there"
         pickle.loads(rests_on)
     except (OSError, InputError) as error:
@@ -351,10 +445,10 @@ def _seats(client: Any) -> Seats:
     return Seats(sum(found.values()), len(found))
 
 
-def _next(left: Iterator[int], count: int) -> Iterator[int]:
+def _next(left: Iterator[Any], count: int) -> Iterator[Any]:
     """At most so many more."""
-    for _, number in zip(range(count), left, strict=False):
-        yield number
+    for _, one in zip(range(count), left, strict=False):
+        yield one
 
 
 def _short(error: BaseException) -> str:

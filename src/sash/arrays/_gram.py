@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from threading import Event
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse
@@ -19,6 +21,9 @@ from numba import njit
 from sash.arrays._lapack import call, lead, lower_added, product_added
 from sash.arrays._matrix import Matrix
 from sash.arrays._moments import Moments
+
+if TYPE_CHECKING:
+    from sash.arrays._sweep_apart import Lanes
 
 HEAVY = 1 / 16
 """Share of a column's places with numbers from which on it is multiplied as a dense one."""
@@ -77,17 +82,41 @@ class Gram:
     def _densely(self) -> bool:
         return self.matrix.nnz > DENSE * self.matrix.shape[0] * self.matrix.shape[1]
 
-    def make(self, ended: Callable[[float], None]) -> np.ndarray:
+    def make(self, ended: Callable[[float], None], apart: Lanes | None = None, lanes: int = 1) -> np.ndarray:
         """The lower triangle, in Fortran's order; above it lies what may.
 
-        `ended` is told the share that has been done since it was last called.
+        `ended` is told the share that has been done since it was last called. On a cluster so many lanes are each a sum over rows, where
+        these are the larger side; else parts of the matrix, to the bits that threads of this process make.
         """
         made = np.zeros((self.side, self.side), order="F")
         if self.of_rows:
-            self._rows(made, ended)
+            self._rows(made, ended, apart, lanes)
         else:
-            self._columns(made, ended)
+            self._columns(made, ended, apart, lanes)
         return made
+
+    def added(self, made: np.ndarray, start: int, stop: int) -> None:
+        """Add the products of these rows' columns, where columns are the smaller side; sparse ones as they are, not centred."""
+        block, moments = self.matrix.block(start, stop), self.moments
+        if isinstance(block, np.ndarray) or self._densely:
+            full = block if isinstance(block, np.ndarray) else block.toarray()
+            centred = np.ascontiguousarray((full - moments.mean) * moments.scale)
+            lower_added(made, centred.T, centred.T, 1.0, self.threads)
+        else:
+            rows = _scaled(block, moments.scale)
+            self._sparse(rows.T.tocsr(), rows, made, True)
+
+    def stripe(self, place: int, made: np.ndarray, ended: Callable[[], None]) -> np.ndarray:
+        """Fill the columns of a block of rows, where rows are the smaller side, from the diagonal on; their rows' sums for centring."""
+        start, stop = self.blocks[place]
+        first = self._block(start, stop)
+        for own_start, own_stop in self.blocks[place:]:
+            second = first if own_start == start else self._block(own_start, own_stop)
+            self._pair(first, second, made[own_start:own_stop])
+            # Else both it and the next would be held.
+            del second
+            ended()
+        return first.sums
 
     def strip(self, start: int, stop: int, ended: Callable[[float], None]) -> np.ndarray:
         """The same of columns from `start` to before `stop`, their diagonal block and what is below.
@@ -168,37 +197,39 @@ class Gram:
         with ThreadPoolExecutor(self.threads, "sash") as pool:
             list(pool.map(stripe, range(0, len(made), _STRIPE)))
 
-    def _columns(self, made: np.ndarray, ended: Callable[[float], None]) -> None:
+    def _columns(self, made: np.ndarray, ended: Callable[[float], None], apart: Lanes | None, lanes: int) -> None:
         side, moments = self.side, self.moments
-        densely = not self.matrix.sparse or self._densely
-        for start, stop in self.blocks:
-            block = self.matrix.block(start, stop)
-            if densely or isinstance(block, np.ndarray):
-                full = block if isinstance(block, np.ndarray) else block.toarray()
-                centred = np.ascontiguousarray((full - moments.mean) * moments.scale)
-                lower_added(made, centred.T, centred.T, 1.0, self.threads)
-            else:
-                rows = _scaled(block, moments.scale)
-                turned = rows.T.tocsr()
-                self._sparse(turned, rows, made, True)
-            ended((stop - start) / self.matrix.shape[0])
-        if not densely:
+        if apart is not None:
+
+            def take(lane: int, part: np.ndarray) -> None:
+                np.add(made, part, out=made)
+                ended(1 / lanes)
+
+            apart.mapped(Summed(self.told), ((self.blocks[lane::lanes],) for lane in range(lanes)), lanes, take)
+        else:
+            for start, stop in self.blocks:
+                self.added(made, start, stop)
+                ended((stop - start) / self.matrix.shape[0])
+        if self.matrix.sparse and not self._densely:
             mean = moments.mean * moments.scale
             call("dsyr", "L", side, -float(self.matrix.shape[0]), mean, 1, made, side)
 
-    def _rows(self, made: np.ndarray, ended: Callable[[float], None]) -> None:
+    def _rows(self, made: np.ndarray, ended: Callable[[float], None], apart: Lanes | None, lanes: int) -> None:
         total = len(self.blocks) * (len(self.blocks) + 1) // 2
         sums = np.zeros(self.side)
-        for place, (start, stop) in enumerate(self.blocks):
-            first = self._block(start, stop)
-            for own_start, own_stop in self.blocks[place:]:
-                second = first if own_start == start else self._block(own_start, own_stop)
-                self._pair(first, second, made[own_start:own_stop, start:stop])
-                # Else both it and the next would be held.
-                del second
-                ended(1 / total)
-            sums[start:stop] = first.sums
-            del first
+        if apart is not None:
+            places = _evenly(len(self.blocks), lanes)
+
+            def take(number: int, found: tuple[np.ndarray, np.ndarray]) -> None:
+                place = places[number]
+                start, stop = self.blocks[place]
+                made[start:, start:stop], sums[start:stop] = found
+                ended((len(self.blocks) - place) / total)
+
+            apart.mapped(Stripe(self.told, self.blocks), ((place,) for place in places), 2 * lanes, take)
+        else:
+            for place, (start, stop) in enumerate(self.blocks):
+                sums[start:stop] = self.stripe(place, made[:, start:stop], lambda: ended(1 / total))
         # Sparse columns are centred here.
         if self.matrix.sparse:
             _centre(made.T, sums, self._offset)
@@ -207,6 +238,11 @@ class Gram:
     def _offset(self) -> float:
         """What centring adds to every product of sparse parts."""
         return float(np.square(self.moments.mean * self.moments.scale)[~self._heavy].sum())
+
+    @property
+    def told(self) -> Moments:
+        """What other processes need of the moments."""
+        return replace(self.moments, row_nnz=np.zeros(0, np.int64))
 
     @property
     def _heavy(self) -> np.ndarray:
@@ -251,6 +287,44 @@ class Gram:
             return
         with ThreadPoolExecutor(self.threads, "sash") as pool:
             list(pool.map(work, starts, (min(start + step, first.shape[0]) for start in starts)))
+
+
+def _evenly(places: int, lanes: int) -> list[int]:
+    """Stripes in an order in which lanes that take them in turn have as much to do: the first is the longest, the last the shortest."""
+    rounds = [list(range(first, min(first + lanes, places))) for first in range(0, places, lanes)]
+    return [place for number, own in enumerate(rounds) for place in (own[::-1] if number % 2 else own)]
+
+
+@dataclass(frozen=True, eq=False)
+class Summed:
+    """The products of a lane's rows, in another process."""
+
+    moments: Moments
+
+    def __call__(self, matrix: Matrix, halted: Event, blocks: tuple[tuple[int, int], ...]) -> np.ndarray | None:
+        gram = Gram(matrix, deepcopy(self.moments), False, blocks)
+        made = np.zeros((gram.side, gram.side), order="F")
+        for start, stop in blocks:
+            if halted.is_set():
+                return None
+            gram.added(made, start, stop)
+        return made
+
+
+@dataclass(frozen=True, eq=False)
+class Stripe:
+    """Columns of one block of rows, in another process."""
+
+    moments: Moments
+    blocks: tuple[tuple[int, int], ...]
+
+    def __call__(self, matrix: Matrix, halted: Event, place: int) -> tuple[np.ndarray, np.ndarray] | None:
+        start, stop = self.blocks[place]
+        gram = Gram(matrix, deepcopy(self.moments), True, self.blocks)
+        # As long as the whole one: BLAS and compiled code meet the same strides.
+        made = np.zeros((gram.side, stop - start), order="F")
+        sums = gram.stripe(place, made, lambda: None)
+        return made[start:], sums
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,6 +48,11 @@ class Matrix:
         """Numbers stored in each row, int64: for cutting blocks of even work."""
         raise NotImplementedError
 
+    @property
+    def filed(self) -> bool:
+        """Whether it lies in files, which other processes open by themselves: pickled, it tells where."""
+        return False
+
     def close(self) -> None:
         """Let go of it."""
 

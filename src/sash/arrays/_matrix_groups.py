@@ -10,13 +10,12 @@ import numpy as np
 
 from sash.arrays._matrix import Matrix
 from sash.arrays._matrix_sorted import deal_columns
-from sash.arrays._matrix_stored import StoredDense, StoredRows
+from sash.arrays._matrix_stored import StoredDense, StoredRows, read_pointers
 from sash.arrays._store import Source
 from sash.arrays._store_source import Box, Seen, checked_dtype, checked_shape, needs, slices
 from sash.arrays._store_zarr import open_zarr_array
 from sash.errors import DoesNotFit, InputError
 from sash.units import format_bytes
-from sash.window import Interval
 
 _CACHED = 2 << 20
 """What HDF5 keeps of each array: a chunk cache of 1 MiB, and as much for one that is being decoded."""
@@ -67,6 +66,9 @@ class H5Source(Source):
         self.held_bytes = _CACHED
         self._array, self._seen, self._told = array, seen, told
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _h5_again, (self._seen, self._array.name)
+
     def close(self) -> None:
         """Let go of the file, and of all its arrays."""
         if self._array:
@@ -81,6 +83,13 @@ class H5Source(Source):
 
     def _identified(self) -> dict[str, Any]:
         return {**self._seen.identity, "array": self._array.name}
+
+
+def _h5_again(seen: Seen, name: str) -> H5Source:
+    import h5py
+
+    seen.check(seen.path)
+    return H5Source(h5py.File(seen.path, "r")[name], seen)
 
 
 def _matrix(found: Any, opened: Any, told: str, budget_bytes: int, scratch: Path | None) -> Matrix:
@@ -104,16 +113,15 @@ def _matrix(found: Any, opened: Any, told: str, budget_bytes: int, scratch: Path
     if 24 * pointers.shape[0] > budget_bytes:
         least = 24 * pointers.shape[0]
         raise DoesNotFit(f"The row pointers of {told} take {format_bytes(least)}; the budget is {format_bytes(budget_bytes)}.", least)
-    along = np.empty(pointers.shape, pointers.dtype)
-    pointers.read((Interval(0, len(along)),), along)
+    along = read_pointers(pointers)
     if len(along) != shape[0 if kind == "csr" else 1] + 1:
         raise InputError(f"{told} has {len(along)} pointers and the shape {shape}; there is one more than {kind[2:]}s.")
     if kind == "csr":
         identity = lambda: {"values": values.identity, "columns": indices.identity}  # noqa: E731
-        return StoredRows(values, indices, along.astype(np.int64), shape[1], told, identity, names)
+        return StoredRows(values, indices, along, shape[1], told, identity, names, pointers)
     identity = {"values": values.identity, "rows": indices.identity}
     try:
-        return deal_columns(values, indices, along.astype(np.int64), shape, scratch, budget_bytes, told, identity, names)
+        return deal_columns(values, indices, along, shape, scratch, budget_bytes, told, identity, names)
     finally:
         values.close()
 

@@ -63,11 +63,11 @@ class Header:
         return self.entries * (1 if self.symmetry == "general" else 2)
 
 
-def open_market(path: Path, budget_bytes: int, scratch: Path | None, progress: bool | None) -> Matrix:
+def open_market(path: Path, budget_bytes: int, scratch: Path | None, progress: bool | None, filed: bool = False) -> Matrix:
     """The matrix of a file; in memory where half of the budget holds it, else in rows in order below `scratch`, found again there later.
 
-    A pattern's entries are ones. Entries that come twice are summed. Raises `InputError` with the number of the line that is not as the
-    format and the header say.
+    `filed` puts rows in order there in any case. A pattern's entries are ones. Entries that come twice are summed. Raises `InputError` with
+    the number of the line that is not as the format and the header say.
     """
     seen = Seen.now(path)
     told, identity = str(path), {"matrix": seen.identity}
@@ -78,7 +78,7 @@ def open_market(path: Path, budget_bytes: int, scratch: Path | None, progress: b
         text = _Text(file, header, told, _text_bytes(budget_bytes))
         if header.layout == "array":
             return _dense(text, seen, budget_bytes)
-        if header.most_nnz * _PER_ENTRY + 16 * header.shape[0] + text.held_bytes <= budget_bytes // 2:
+        if not filed and header.most_nnz * _PER_ENTRY + 16 * header.shape[0] + text.held_bytes <= budget_bytes // 2:
             held = _held(text)
             seen.check(path)
             return HeldMatrix(held, told, identity, owned=True)

@@ -13,19 +13,21 @@ import scipy.sparse
 
 from sash.arrays._matrix import HeldMatrix, Matrix, no_numbers
 from sash.arrays._matrix_sorted import deal_columns, deal_entries, full
-from sash.arrays._matrix_stored import StoredRows
+from sash.arrays._matrix_stored import StoredRows, read_pointers
 from sash.arrays._store import open_source
 from sash.arrays._store_source import Seen
 from sash.errors import DoesNotFit, InputError
 from sash.units import format_bytes
-from sash.window import Interval
 
 _PER_BYTE = 3
 """Held for a byte of the arrays while they are made rows in order."""
 
 
-def open_npz(path: Path, budget_bytes: int, scratch: Path | None) -> Matrix:
-    """The matrix of a file; in memory where half of the budget holds it, else by its arrays, which are laid out below `scratch`."""
+def open_npz(path: Path, budget_bytes: int, scratch: Path | None, filed: bool = False) -> Matrix:
+    """The matrix of a file; in memory where half of the budget holds it, else by its arrays, which are laid out below `scratch`.
+
+    `filed` lays them out in any case.
+    """
     seen = Seen.now(path)
     identity = {"matrix": seen.identity}
     try:
@@ -34,7 +36,7 @@ def open_npz(path: Path, budget_bytes: int, scratch: Path | None) -> Matrix:
             if "format" not in sizes or "shape" not in sizes:
                 raise InputError(f"{path} has the arrays {', '.join(sizes)}; give what scipy.sparse.save_npz writes, or a .npy file.")
             least = 2 * _PER_BYTE * sum(sizes.values())
-            if least <= budget_bytes:
+            if least <= budget_bytes and not filed:
                 matrix = scipy.sparse.load_npz(path)
                 if not matrix.nnz:
                     raise no_numbers(str(path), matrix.shape)
@@ -74,12 +76,10 @@ def _unpacked(
         first, second, third = (open_source(folder / f"{name}.npy") for name in wanted)
         if kind == "coo":
             return deal_entries(second, third, first, (rows, columns), folder.parent, budget_bytes, told, identity)
-        along = np.empty(third.shape, third.dtype)
-        third.read((Interval(0, len(along)),), along)
-        along = along.astype(np.int64)
+        along = read_pointers(third)
         if kind == "csc":
             return deal_columns(first, second, along, (rows, columns), folder.parent, budget_bytes, told, identity, None)
-        return StoredRows(first, second, along, columns, told, lambda: identity)
+        return StoredRows(first, second, along, columns, told, lambda: identity, lying=third)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from sash.arrays._matrix_stored import StoredRows
+from sash.arrays._matrix_stored import StoredRows, read_pointers
 from sash.arrays._store import Box, Source
 from sash.arrays._store_raw import RawSource
 from sash.errors import DoesNotFit, InputError
@@ -294,12 +294,14 @@ def dealt_before(folder: Path, facts: dict[str, Any]) -> bool:
 
 def open_dealt(folder: Path, width: int, told: str, identity: dict[str, Any], names: tuple[str, ...] | None) -> StoredRows:
     """The matrix whose rows were put in order there."""
-    pointers = np.fromfile(folder / "pointers", np.int64)
+    length = (folder / "pointers").stat().st_size // 8
+    lying = RawSource(folder / "pointers", (length,), np.dtype(np.int64), (0,))
+    pointers = read_pointers(lying)
     kind = np.dtype(json.loads((folder / _FACTS).read_text(encoding="utf-8"))["values"])
     entries = (int(pointers[-1]),)
     values = RawSource(folder / "values", entries, kind, (0,))
     columns = RawSource(folder / "columns", entries, _column_type(width), (0,))
-    return StoredRows(values, columns, pointers, width, told, lambda: identity, names)
+    return StoredRows(values, columns, pointers, width, told, lambda: identity, names, lying)
 
 
 def _column_type(width: int) -> np.dtype:

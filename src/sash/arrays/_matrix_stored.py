@@ -17,7 +17,8 @@ from sash.window import Interval
 class StoredRows(Matrix):
     """Compressed sparse rows: values and columns are read from where they lie, row pointers are held.
 
-    Whole numbers come as float64, so that no sum of them overflows. Entries that stand twice are summed.
+    Whole numbers come as float64, so that no sum of them overflows. Entries that stand twice are summed. `lying` is where the row pointers
+    are read from, by other processes too.
     """
 
     def __init__(
@@ -29,14 +30,15 @@ class StoredRows(Matrix):
         told: str,
         identity: Callable[[], dict[str, Any]],
         names: tuple[str, ...] | None = None,
+        lying: Source | None = None,
     ) -> None:
         self.shape = len(pointers) - 1, width
         self.nnz = int(pointers[-1])
         self.names = names
         self._values, self._columns, self._pointers = values, columns, pointers
-        self._told, self._known = told, identity
+        self._told, self._known, self._lying = told, identity, lying
         self._check()
-        self.held_bytes = pointers.nbytes + values.held_bytes + columns.held_bytes
+        self.held_bytes = pointers.nbytes + values.held_bytes + columns.held_bytes + (0 if lying is None else lying.held_bytes)
         self.file_bytes = self.nnz * (values.dtype.itemsize + columns.dtype.itemsize)
         self._wide = columns.dtype.itemsize > 4 or columns.dtype == np.uint32
 
@@ -84,10 +86,19 @@ class StoredRows(Matrix):
         """Numbers stored in each row."""
         return np.diff(self._pointers)
 
+    @property
+    def filed(self) -> bool:
+        """Where its row pointers lie in a file as well."""
+        return self._lying is not None
+
     def close(self) -> None:
         """Let go of the files."""
-        self._values.close()
-        self._columns.close()
+        for one in (self._values, self._columns, self._lying):
+            if one is not None:
+                one.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rows_again, (self._values, self._columns, self._lying, self.shape[1], self._told)
 
     def _identified(self) -> dict[str, Any]:
         return self._known()
@@ -145,15 +156,34 @@ class StoredDense(Matrix):
         """All columns of each row."""
         return np.full(self.shape[0], self.shape[1], np.int64)
 
+    @property
+    def filed(self) -> bool:
+        """Unless the store is in memory."""
+        return self._source.array is None
+
     def close(self) -> None:
         """Let go of the file."""
         self._source.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StoredDense, (self._source, self._told)
 
     def _identified(self) -> dict[str, Any]:
         return self._source.identity
 
     def _box(self, start: int, stop: int) -> tuple[Interval, Interval]:
         return Interval(start, stop), Interval(0, self.shape[1])
+
+
+def read_pointers(lying: Source) -> np.ndarray:
+    """Row pointers, from where they lie."""
+    found = np.empty(lying.shape, lying.dtype)
+    lying.read((Interval(0, len(found)),), found)
+    return found.astype(np.int64, copy=False)
+
+
+def _rows_again(values: Source, columns: Source, lying: Source, width: int, told: str) -> StoredRows:
+    return StoredRows(values, columns, read_pointers(lying), width, told, dict, lying=lying)
 
 
 def _in_order(columns: np.ndarray, pointers: np.ndarray) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -53,28 +54,39 @@ class _Lane:
         self.rows = total
 
 
+@dataclass(frozen=True)
+class _Means:
+    """Means and squares of blocks."""
+
+    columns: int
+
+    def begin(self) -> _Lane:
+        """No rows."""
+        return _Lane(self.columns)
+
+    def add(self, made: _Lane, block: Any, start: int, rows: None) -> None:
+        """Take a block in; raises `InputError` for numbers that are not finite."""
+        check_finite(block, start, "the matrix")
+        rows_here = block.shape[0]
+        if isinstance(block, np.ndarray):
+            mean = block.mean(axis=0, dtype=np.float64)
+            squares = np.square(block - mean).sum(axis=0)
+            counts = np.full(self.columns, rows_here)
+        else:
+            mean, squares, counts = np.zeros(self.columns), np.zeros(self.columns), np.zeros(self.columns, np.int64)
+            _sparse(block.indices, block.data, rows_here, mean, squares, counts)
+        made.merge(rows_here, mean, squares, counts)
+
+    def join(self, made: _Lane, other: _Lane) -> None:
+        """Take another lane in; its numbers are overwritten."""
+        made.merge(other.rows, other.mean, other.squares, other.counts)
+
+
 def moments(sweep: Sweep, scale: bool) -> Moments:
     """In one pass; raises `InputError` for NaN and infinities."""
     matrix = sweep.matrix
     rows, columns = matrix.shape
-    lanes = [_Lane(columns) for _ in range(sweep.lanes)]
-
-    def add(start: int, stop: int, lane: int) -> None:
-        block = matrix.block(start, stop)
-        check_finite(block, start, "the matrix")
-        if isinstance(block, np.ndarray):
-            mean = block.mean(axis=0, dtype=np.float64)
-            squares = np.square(block - mean).sum(axis=0)
-            counts = np.full(columns, stop - start)
-        else:
-            mean, squares, counts = np.zeros(columns), np.zeros(columns), np.zeros(columns, np.int64)
-            _sparse(block.indices, block.data, stop - start, mean, squares, counts)
-        lanes[lane].merge(stop - start, mean, squares, counts)
-
-    sweep.run(add)
-    found = lanes[0]
-    for other in lanes[1:]:
-        found.merge(other.rows, other.mean, other.squares, other.counts)
+    found: _Lane = sweep.summed(_Means(columns))
     variance = found.squares / max(rows - 1, 1)
     # What is left of a column of equal numbers is rounding.
     variance[variance <= (4 * np.finfo(float).eps * np.abs(found.mean)) ** 2 * rows] = 0.0

@@ -6,8 +6,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +16,12 @@ from typing import Any, Literal
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from sash.arrays._cluster import Seats, connected
 from sash.arrays._journal import Journal
 from sash.arrays._matrix import Matrix
 from sash.arrays._matrix_names import Names
 from sash.arrays._moments import Moments
+from sash.arrays._pca_apart import check_apart, check_filed, rarity_apart
 from sash.arrays._pca_estimate import ComponentsEstimate, estimated_of
 from sash.arrays._pca_methods import Task, centred_of, chunks, found_by
 from sash.arrays._pca_open import opened_within
@@ -28,7 +31,8 @@ from sash.arrays._pca_ways import Asked, Way, choose, without_time
 from sash.arrays._rates import array_rates
 from sash.arrays._reduced_filed import forget, free_bytes
 from sash.arrays._running import MAPPED_FROM, Options, showing
-from sash.arrays._weights import Weighted, Weights
+from sash.arrays._sweep_apart import Lanes, lanes_at
+from sash.arrays._weights import Weighted, Weights, rarity
 from sash.errors import DoesNotFit, InputError, SashError
 from sash.heap import blocks_given_back
 from sash.units import format_shape
@@ -52,7 +56,7 @@ def pca(
     seed: int = 0,
     loadings: Literal["float64", "float32"] = "float64",
     names: Names | None = None,
-    workers: int | None = None,
+    workers: int | str | None = None,
     overwrite: bool = False,
     restart: bool = False,
     progress: bool | None = None,
@@ -71,6 +75,12 @@ def pca(
     measured at the end; singular values below 1e-7 of the largest are rounding, and their residuals say so. "randqb" is quick where the
     matrix is of low rank, and may take some components more than the fewest. Bits are the same for the same seed, budget and workers.
 
+    With the address of a Dask scheduler as `workers` ("tcp://host:8786") passes over the matrix run on its workers, which read the file
+    themselves: a map over rows, and sums that are added here in order; a worker that dies costs time alone. What is dense runs in this
+    process, and the budget bounds what it and all workers hold together. "krylov" and "randqb" have the bits of as many threads that read
+    the file, whatever is lost on the way; "gram" has bits of its own for each number of workers' threads, and makes in this process a Gram
+    matrix that is reduced on disk.
+
     Returns a `PCA`; with `out`, a name that ends in .zarr, that folder is written, chunk by chunk of components, and an interrupted run is
     taken up by the same call. `loadings` is the type that components are kept in. With `plan_only` nothing runs, and what would is
     returned: a `PcaPlan`. How many components a share takes decides what is quickest: where telling that beforehand takes a fifth of the
@@ -79,25 +89,34 @@ def pca(
     Source: Grimes, Lewis, Simon 1994 (block Lanczos); Yu, Gu, Li 2018 (randQB_EI).
     """
     options = Options(budget, workers, overwrite, restart, progress)
-    threads = options.most_workers
     _check(components, variance, tolerance, method, loadings, seed)
+    if options.address is not None:
+        check_filed(source, options.address)
     with ExitStack() as now:
         now.enter_context(blocks_given_back(MAPPED_FROM))
+        cluster = None if options.address is None else now.enter_context(connected(options.address))
+        seats = Seats(options.most_workers) if cluster is None else cluster.seats
         scratch = now.enter_context(_scratch(out, plan_only))
 
         told: list[ComponentsEstimate] = []
 
         def planned(matrix: Matrix) -> tuple[Asked, Way, PcaPlan]:
-            asked = _asked(matrix, components, variance, tolerance, out is not None, np.dtype(loadings), scratch)
+            if cluster is not None:
+                check_apart(cluster, source, matrix, out)
+            asked = _asked(matrix, components, variance, tolerance, out is not None, np.dtype(loadings), scratch, seats.apart)
             if variance is None or method != "auto":
-                return asked, *_planned(matrix, asked, options, threads, method)
-            return _of_share(matrix, asked, options, threads, scale, seed, told)
+                return asked, *_planned(matrix, asked, options, seats, method)
+            with nullcontext() if cluster is None else lanes_at(cluster, matrix, "the estimate") as apart:
+                return _of_share(matrix, asked, options, seats, scale, seed, told, apart)
 
-        matrix, (asked, way, plan) = opened_within(source, options.budget_bytes, scratch, weights, planned, now, names, options.progress)
+        counted = rarity if cluster is None else partial(rarity_apart, cluster, source, out)
+        reading = source, options.budget_bytes, scratch, weights, planned, now, names, options.progress, cluster is not None, counted
+        matrix, (asked, way, plan) = opened_within(*reading)
         if plan_only:
             return plan
+        apart = None if cluster is None else now.enter_context(lanes_at(cluster, matrix, plan.operation))
         share = now.enter_context(showing(options.progress, f"{plan.operation}, {way.method}", 100 << 20))
-        job = Task(matrix, asked, way, scale, seed, threads, lambda part: share(part * (100 << 20)), scratch)
+        job = Task(matrix, asked, way, scale, seed, asked.here(way.workers), lambda part: share(part * (100 << 20)), scratch, apart)
         facts: dict[str, Any] = {"weights": weights, "scale": scale, "loadings": loadings}
         if out is None:
             return _held(job, weights, scale)
@@ -134,6 +153,7 @@ def _asked(
     filed: bool,
     loadings: np.dtype,
     scratch: Path | None,
+    apart: int,
 ) -> Asked:
     rows, columns = matrix.shape
     if rows < 2:
@@ -144,11 +164,18 @@ def _asked(
     likely = most if variance is None else max(int(most * (0.45 if variance < 0.95 else 0.8)), 1)
     share = None if variance is None else float(variance)
     disk = free_bytes(scratch) if scratch is not None and scratch.is_dir() else inf
-    return Asked(None if components is None else int(components), share, float(tolerance), filed, loadings, likely, most, disk)
+    return Asked(None if components is None else int(components), share, float(tolerance), filed, loadings, likely, most, disk, apart)
 
 
 def _of_share(
-    matrix: Matrix, asked: Asked, options: Options, threads: int, scale: bool, seed: int, told: list[ComponentsEstimate]
+    matrix: Matrix,
+    asked: Asked,
+    options: Options,
+    seats: Seats,
+    scale: bool,
+    seed: int,
+    told: list[ComponentsEstimate],
+    apart: Lanes | None,
 ) -> tuple[Asked, Way, PcaPlan]:
     """The plan for a share of the variance: how many components that takes decides the method, and is estimated first where that is quick.
 
@@ -156,16 +183,16 @@ def _of_share(
     """
     refused: DoesNotFit | None = None
     try:
-        found = asked, *_planned(matrix, asked, options, threads, "auto")
+        found = asked, *_planned(matrix, asked, options, seats, "auto")
         worth_s = found[1].wall_s * _WORTH
     except DoesNotFit as error:
         found, refused, worth_s = None, error, inf
     assert asked.variance is not None
-    if not told and (near := estimated_of(matrix, asked.variance, options, scale, seed, worth_s)) is not None:
+    if not told and (near := estimated_of(matrix, asked.variance, options.budget_bytes, seats, scale, seed, worth_s, apart)) is not None:
         told.append(near)
     for near in told:
         asked = replace(asked, likely=max(near.high, 1))
-        return asked, *_planned(matrix, asked, options, threads, "auto", near)
+        return asked, *_planned(matrix, asked, options, seats, "auto", near)
     if found is None:
         assert refused is not None
         raise refused
@@ -173,10 +200,10 @@ def _of_share(
 
 
 def _planned(
-    matrix: Matrix, asked: Asked, options: Options, threads: int, method: str, near: ComponentsEstimate | None = None
+    matrix: Matrix, asked: Asked, options: Options, seats: Seats, method: str, near: ComponentsEstimate | None = None
 ) -> tuple[Way, PcaPlan]:
     rates, spare = array_rates(), WRITING_BYTES if asked.filed else 0
-    way, methods = choose(matrix, asked, options.budget_bytes, threads, method, rates, spare)
+    way, methods = choose(matrix, asked, options.budget_bytes, seats.threads, method, rates, spare)
     chosen = next(one for one in methods if one.name == way.method)
     count = asked.components or asked.likely
     passes = 1 if way.method == "gram" or way.held else 2 + -(-int(4 * count) // way.block)
@@ -186,7 +213,7 @@ def _planned(
         passes += -(-strips // 2) if matrix.shape[0] < matrix.shape[1] else strips
     written = count * (8 * matrix.shape[0] + asked.loadings.itemsize * matrix.shape[1])
     plan = PcaPlan(
-        operation=f"PCA of {format_shape(matrix.shape)}",
+        operation=f"PCA of {format_shape(matrix.shape)}{seats.told}",
         method=way.method,
         shape=(matrix.shape[0], count),
         dtype="float64",

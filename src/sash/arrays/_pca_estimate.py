@@ -27,14 +27,16 @@ from scipy.linalg import eigh_tridiagonal
 from threadpoolctl import threadpool_limits
 
 from sash.arrays._centred import Centred
+from sash.arrays._cluster import Seats
 from sash.arrays._krylov import State, largest, space_bytes
 from sash.arrays._matrix import Matrix
 from sash.arrays._moments import LANE_BYTES, moments
 from sash.arrays._pca_open import opened_within
-from sash.arrays._pca_ways import BLOCK, STARTING_BYTES, seconds
+from sash.arrays._pca_ways import BLOCK, STARTING_BYTES, seconds, sent_bytes
 from sash.arrays._rates import array_rates
 from sash.arrays._running import Options, does_not_fit
 from sash.arrays._sweep import Sweep
+from sash.arrays._sweep_apart import Lanes
 from sash.arrays._weights import Weights
 from sash.errors import DoesNotFit, InputError
 from sash.units import format_seconds
@@ -96,39 +98,41 @@ def estimate_components(
     folder = Path(tempfile.mkdtemp(prefix="sash-"))
     with ExitStack() as now:
         now.callback(shutil.rmtree, folder, ignore_errors=True)
-        planned = partial(_planned, options=options)
+        planned = partial(_planned, budget=options.budget_bytes, seats=Seats(options.most_workers))
         matrix, (sweep, held) = opened_within(source, options.budget_bytes, folder, weights, planned, now)
-        return _estimated(matrix, sweep, held, float(variance), options, scale, seed, began)
+        return _estimated(matrix, sweep, held, float(variance), scale, seed, began)
 
 
-def estimated_of(matrix: Matrix, variance: float, options: Options, scale: bool, seed: int, worth_s: float) -> ComponentsEstimate | None:
-    """The estimate of an opened matrix; None where it takes longer than it is worth, or does not fit."""
+def estimated_of(
+    matrix: Matrix, variance: float, budget: int, seats: Seats, scale: bool, seed: int, worth_s: float, apart: Lanes | None
+) -> ComponentsEstimate | None:
+    """The estimate of an opened matrix, on a cluster where lanes are apart; None where it is not worth its time, or does not fit."""
     pairs = 2 * matrix.nnz * (PROBES * STEPS + _MOST)
-    if matrix.shape[0] < 2 or seconds(matrix, pairs, 0.0, 0.0, options.most_workers, array_rates()) > worth_s:
+    if matrix.shape[0] < 2 or seconds(matrix, pairs, 0.0, 0.0, seats.threads, array_rates(), seats.threads) > worth_s:
         return None
     try:
-        sweep, held = _planned(matrix, options)
+        sweep, held = _planned(matrix, budget, seats, apart)
     except DoesNotFit:
         return None
-    return _estimated(matrix, sweep, held, variance, options, scale, seed, perf_counter())
+    return _estimated(matrix, sweep, held, variance, scale, seed, perf_counter())
 
 
-def _planned(matrix: Matrix, options: Options) -> tuple[Sweep, bool]:
+def _planned(matrix: Matrix, budget: int, seats: Seats, apart: Lanes | None = None) -> tuple[Sweep, bool]:
     """A pass over the matrix, and whether it is held in memory with its transpose; raises `DoesNotFit`."""
     rows, columns = matrix.shape
-    side, threads = min(rows, columns), options.most_workers
-    sweep = Sweep(matrix, threads, 1 << 20)
+    side, threads = min(rows, columns), seats.threads
+    sweep = Sweep(matrix, threads, 1 << 20, apart)
     reading = threads * (sweep.block_bytes + (0 if matrix.sparse else 16 * sweep.block_rows * columns))
     working = max(space_bytes(side, min(_MOST, side), BLOCK), 8 * 6 * PROBES * side) + 8 * PROBES * (threads + 3) * columns + 8 * TOP * side
-    fixed = STARTING_BYTES + matrix.held_bytes + 8 * 9 * (rows + columns) + reading + max(threads * LANE_BYTES * columns, working)
-    if fixed > options.budget_bytes:
-        raise does_not_fit("the estimate", fixed, options.budget_bytes, False)
-    return sweep, matrix.sparse and fixed + 20 * matrix.nnz + matrix.block_bytes(0, rows) <= options.budget_bytes
+    working += sent_bytes(matrix, seats.apart, threads, PROBES, rows)
+    fixed = (1 + seats.apart) * (STARTING_BYTES + matrix.held_bytes) + 8 * 9 * (rows + columns) + reading
+    fixed += max(threads * LANE_BYTES * columns, working)
+    if fixed > budget:
+        raise does_not_fit("the estimate", fixed, budget, False)
+    return sweep, matrix.sparse and not apart and fixed + 20 * matrix.nnz + matrix.block_bytes(0, rows) <= budget
 
 
-def _estimated(
-    matrix: Matrix, sweep: Sweep, held: bool, share: float, options: Options, scale: bool, seed: int, began: float
-) -> ComponentsEstimate:
+def _estimated(matrix: Matrix, sweep: Sweep, held: bool, share: float, scale: bool, seed: int, began: float) -> ComponentsEstimate:
     rows, columns = matrix.shape
     if rows < 2:
         raise InputError("the matrix has a single row, so that nothing varies; give two at least.")
@@ -138,7 +142,7 @@ def _estimated(
         if found.total <= 0:
             raise InputError(f"all {rows} rows of the matrix are equal, so that nothing varies; there are no components.")
         centred, total = Centred(sweep, found, held), found.total * (rows - 1)
-        values, vectors = _top(centred, min(_MOST, side), seed, options.most_workers)
+        values, vectors = _top(centred, min(_MOST, side), seed, sweep.threads)
         target = share * total - float(values.sum())
         rest = min(side, rows - 1) - len(values)
         if target <= 0 or rest <= 0:

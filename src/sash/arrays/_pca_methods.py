@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,12 +15,15 @@ from sash.arrays._gram import Gram
 from sash.arrays._krylov import Pairs, State, largest
 from sash.arrays._matrix import Matrix
 from sash.arrays._moments import moments
-from sash.arrays._pca_ways import Asked, Way
+from sash.arrays._pca_ways import Asked, Way, gram_blocks
 from sash.arrays._reduced_filed import FiledReduced, reduced_in_files
 from sash.arrays._row_slices import Each, slices_of, sum_in_order
-from sash.arrays._sweep import Sweep, cut_rows
+from sash.arrays._sweep import Sweep
 from sash.arrays._tridiagonal import Reduced, parted
 from sash.errors import InputError, SashError
+
+if TYPE_CHECKING:
+    from sash.arrays._sweep_apart import Lanes
 
 _DOUBTFUL = 1e-8
 """Of the largest eigenvalue: smaller ones are found once more without squares."""
@@ -39,19 +43,23 @@ class Task:
     scale: bool
     seed: int
     threads: int
+    """Of this process, for what is dense."""
     tick: Callable[[float], None]
     """Told shares of all that is to be done."""
     scratch: Path | None = None
     """A folder for what is larger than memory."""
+    apart: Lanes | None = None
+    """Where passes run, if it is not in this process."""
 
 
 def centred_of(job: Task) -> Centred:
     """The matrix with its means, after a pass over it; raises `InputError` where nothing varies."""
     way = job.way
-    found = moments(Sweep(job.matrix, way.workers, way.stored), job.scale)
+    sweep = Sweep(job.matrix, way.workers, way.stored, job.apart)
+    found = moments(sweep, job.scale)
     if found.total <= 0:
         raise InputError(f"all {job.matrix.shape[0]} rows of the matrix are equal, so that nothing varies; there are no components.")
-    return Centred(Sweep(job.matrix, way.workers, way.stored), found, way.held)
+    return Centred(sweep, found, way.held)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +117,7 @@ def _by_krylov(job: Task, centred: Centred) -> Pairs:
     keep = (asked.components or 0) + way.block
     # Many never converge in a space that is not half as large again, and looking takes as long as growing.
     first = keep if keep < _MANY else min(keep * 3 // 2, way.most)
-    found = largest(centred, enough, most=way.most, seed=job.seed, block=way.block, threads=way.workers, keep=keep, first=first)
+    found = largest(centred, enough, most=way.most, seed=job.seed, block=way.block, threads=job.threads, keep=keep, first=first)
     if found.values[-1] <= _DOUBTFUL * found.values[0] and (not asked.filed or len(found.values) <= way.chunk):
         values, vectors = _sharpened(centred, found.vectors)
         _check_rank(job, values, (8 * np.finfo(float).eps * max(job.matrix.shape)) ** 2)
@@ -127,8 +135,8 @@ def _sharpened(centred: Centred, vectors: np.ndarray) -> tuple[np.ndarray, np.nd
 
 def _by_gram(job: Task, centred: Centred, note: Path | None, resumed: bool) -> Found:
     asked, way = job.asked, job.way
-    blocks = cut_rows(centred.moments.row_nnz, way.stored)
-    gram = Gram(job.matrix, centred.moments, centred.of_rows, blocks, way.workers)
+    blocks = gram_blocks(job.matrix, asked, way.stored, way.workers)
+    gram = Gram(job.matrix, centred.moments, centred.of_rows, blocks, job.threads)
     whole: Reduced | FiledReduced
     if way.filed:
         assert job.scratch is not None
@@ -146,8 +154,8 @@ def _by_gram(job: Task, centred: Centred, note: Path | None, resumed: bool) -> F
     _check_rank(job, values[:count], _rounding(job))
 
     def turned(start: int, stop: int) -> np.ndarray:
-        found = tridiagonal.vectors(start, stop, values, way.workers)
-        whole.turned_back(found, way.workers)
+        found = tridiagonal.vectors(start, stop, values, job.threads)
+        whole.turned_back(found, job.threads)
         if start == 0 and stop == count and values[count - 1] <= _DOUBTFUL * values[0] and (not asked.filed or count <= way.chunk):
             return _sharpened(centred, found)[1]
         return found
@@ -162,10 +170,10 @@ def _reduced(job: Task, gram: Gram, note: Path | None, resumed: bool) -> Reduced
     """The Gram matrix, made and reduced in memory."""
     reduced = Reduced.read(note, gram.side) if note is not None and resumed else None
     if reduced is None:
-        reduced = Reduced.of(gram.make(lambda share: job.tick(0.05 * share)))
+        reduced = Reduced.of(gram.make(lambda share: job.tick(0.05 * share), job.apart, job.way.workers))
     else:
         job.tick(0.05 + 0.6 * (1 - (1 - reduced.done / gram.side) ** 3))
-    reduced.run(lambda share: job.tick(0.6 * share), note, threads=job.way.workers)
+    reduced.run(lambda share: job.tick(0.6 * share), note, threads=job.threads)
     return reduced
 
 
@@ -175,7 +183,7 @@ def _by_randqb(job: Task, centred: Centred) -> Pairs:
 
     assert job.asked.variance is not None
     total = centred.moments.total * (job.matrix.shape[0] - 1)
-    found = randqb(centred, total, job.asked.variance, seed=job.seed, threads=job.way.workers, most=job.way.most)
+    found = randqb(centred, total, job.asked.variance, seed=job.seed, threads=job.threads, most=job.way.most)
     count = _fewest(found.values, total, job.asked.variance)
     count = len(found.values) if count is None else count
     return replace(found, values=found.values[:count], vectors=found.vectors[:, :count], residuals=found.residuals[:count])
@@ -224,7 +232,7 @@ def chunks(job: Task, centred: Centred, made: Found, done: set[int]) -> Iterator
 
 def _both_sides(centred: Centred, own: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Loadings, scores, singular values and residuals, of unit vectors on the smaller side; the largest loading is positive."""
-    of_rows, threads = centred.of_rows, centred.sweep.lanes
+    of_rows, threads = centred.of_rows, centred.sweep.threads
     other = centred.back(own) if of_rows else centred.forth(own)
     with slices_of(len(other), 8 * other.shape[1], threads) as long, slices_of(len(own), 8 * own.shape[1], threads) as short:
         values = _lengths(other, long)

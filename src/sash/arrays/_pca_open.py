@@ -7,10 +7,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from sash.arrays._matrix import Matrix
 from sash.arrays._matrix_names import Names
 from sash.arrays._matrix_open import open_matrix
-from sash.arrays._weights import Weights, weighted
+from sash.arrays._weights import Weights, rarity, weighted
 from sash.errors import DoesNotFit
 
 Plan = TypeVar("Plan")
@@ -25,22 +27,26 @@ def opened_within(
     now: ExitStack,
     names: Names | None = None,
     progress: bool | None = False,
+    filed: bool = False,
+    counted: Callable[[Matrix, int], np.ndarray] = rarity,
 ) -> tuple[Matrix, Plan]:
     """The matrix, weighed and closed with `now`, and the plan that `planned` makes of it.
 
-    Opening takes into memory what fits there; where the plan then does not fit beside, it is opened with less, down to what reading takes.
+    Opening takes into memory what fits there, and nothing where it is to be `filed`, for other processes to open; where the plan then does
+    not fit beside, it is opened with less, down to what reading takes. `counted` tells how rare columns are, where that weighs them.
     Raises `DoesNotFit` with the least that opening and the plan need.
     """
     least: int | None = None
     refused: DoesNotFit | None = None
     for share in (budget, budget // 4, 0):
         try:
-            given = open_matrix(source, budget_bytes=share or _reading(source, scratch), scratch=scratch, names=names, progress=progress)
+            share_bytes = share or _reading(source, scratch, filed)
+            given = open_matrix(source, budget_bytes=share_bytes, scratch=scratch, names=names, progress=progress, filed=filed)
         except DoesNotFit as error:
             refused = error
             continue
         try:
-            matrix = weighted(given, weights, budget_bytes=max(share // 4, 1 << 20))
+            matrix = weighted(given, weights, budget_bytes=max(share // 4, 1 << 20), counted=counted)
             plan = planned(matrix)
         except DoesNotFit as error:
             refused = error if least is None or error.least_bytes < least else refused
@@ -61,10 +67,10 @@ def opened_within(
     raise refused
 
 
-def _reading(source: Any, scratch: Path | None) -> int:
+def _reading(source: Any, scratch: Path | None, filed: bool) -> int:
     """The least with which a source is opened."""
     try:
-        opened = open_matrix(source, budget_bytes=1, scratch=scratch)
+        opened = open_matrix(source, budget_bytes=1, scratch=scratch, filed=filed)
     except DoesNotFit as error:
         return error.least_bytes
     if opened is not source:

@@ -20,7 +20,7 @@ from sash.arrays._moments import LANE_BYTES, Moments
 from sash.arrays._plan import Method
 from sash.arrays._rates import ArrayRates
 from sash.arrays._reduced_filed import Sizes
-from sash.arrays._running import fewer
+from sash.arrays._running import fewer, processors
 from sash.arrays._sweep import Sweep, cut_rows
 from sash.arrays._tridiagonal import PANEL
 from sash.errors import DoesNotFit
@@ -66,6 +66,12 @@ class Asked:
     """That there can be."""
     disk: float = inf
     """Bytes that are free for what is larger than memory."""
+    apart: int = 0
+    """Processes of a cluster that passes run in; 0: threads of this one."""
+
+    def here(self, threads: int) -> int:
+        """Threads of this process, of so many lanes."""
+        return min(threads, processors()) if self.apart else threads
 
 
 @dataclass(frozen=True)
@@ -166,7 +172,7 @@ def _ways(
     """A method's sizes, the quickest first."""
     side, count = min(matrix.shape), min(asked.components or asked.likely, min(matrix.shape))
     row_most = max(matrix.nnz // matrix.shape[0], 1)
-    gram_of = cache(partial(_gram_of, matrix))
+    gram_of = cache(partial(_gram_of, matrix, asked))
     portions = sorted({max(size // 16, row_most) for size in (64 << 20, 16 << 20, 4 << 20, 1 << 20, 1 << 16)}, reverse=True)
     for threads in fewer(workers):
         for stored in portions:
@@ -175,7 +181,7 @@ def _ways(
                     given = matrix, asked, threads, stored, chunk, rates, reading(threads, stored)[1], gram_of(threads, stored), budget
                     yield _grouped(*given, None)
                 continue
-            for held in (True, False) if matrix.sparse else (False,):
+            for held in (True, False) if matrix.sparse and not asked.apart else (False,):
                 if held and stored != portions[0]:
                     continue
                 blocks = (BLOCK,) if held else (BLOCK_APART, BLOCK)
@@ -194,11 +200,11 @@ def _ways(
                 yield _grouped(*given, Sizes(side, width, gathered))
 
 
-def _gram_of(matrix: Matrix, threads: int, stored: int) -> Gram:
+def _gram_of(matrix: Matrix, asked: Asked, threads: int, stored: int) -> Gram:
     # What is dense is not known before the columns were counted: as if none were sparse.
     counts = matrix.row_nnz()
     unknown = Moments(np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(1, np.int64), counts)
-    return Gram(matrix, unknown, matrix.shape[0] < matrix.shape[1], cut_rows(counts, stored), threads)
+    return Gram(matrix, unknown, matrix.shape[0] < matrix.shape[1], gram_blocks(matrix, asked, stored, threads), threads)
 
 
 def _grouped(
@@ -238,7 +244,7 @@ def _reading(matrix: Matrix, threads: int, stored: int) -> tuple[Sweep, int]:
 def _fixed(matrix: Matrix, asked: Asked, threads: int, reading: int, count: int) -> tuple[int, int]:
     """Bytes that are held all the time, and while columns' means are found."""
     rows, columns = matrix.shape
-    fixed = STARTING_BYTES + matrix.held_bytes + 8 * 6 * columns + 8 * 3 * rows
+    fixed = (1 + asked.apart) * (STARTING_BYTES + matrix.held_bytes) + 8 * 6 * columns + 8 * 3 * rows
     if not asked.filed:
         fixed += count * (8 * rows + asked.loadings.itemsize * columns)
     return fixed, threads * LANE_BYTES * columns + reading
@@ -248,6 +254,27 @@ def _finishing(matrix: Matrix, threads: int, reading: int, chunk: int, held: boo
     """What a chunk of components takes: its vectors on both sides, each once more on its way, and sums in lanes."""
     rows, columns = matrix.shape
     return 8 * chunk * (3 * rows + 3 * columns + (0 if held else threads * columns)) + (0 if held else reading)
+
+
+def sent_bytes(matrix: Matrix, apart: int, threads: int, width: int, rows: int) -> int:
+    """What a pass on a cluster holds beside: vectors of columns on their way, in each process and each lane; rows as they come and go."""
+    return 8 * width * (3 * rows + (2 + apart + threads) * matrix.shape[1]) if apart else 0
+
+
+def gram_blocks(matrix: Matrix, asked: Asked, stored: int, threads: int) -> tuple[tuple[int, int], ...]:
+    """Rows of which the Gram matrix is made: on a cluster two blocks for each lane at least, so that all have work."""
+    return cut_rows(matrix.row_nnz(), min(stored, -(-matrix.nnz // (2 * threads))) if asked.apart else stored)
+
+
+def _making(gram: Gram, asked: Asked, threads: int) -> int:
+    """While the Gram matrix is made: on a cluster by each lane, with what it makes, and twice as many parts of it on their way."""
+    if not asked.apart:
+        return gram.working_bytes()
+    longest, columns = max(stop - start for start, stop in gram.blocks), gram.matrix.shape[1]
+    # Dense rows are centred, and then put in Fortran's order.
+    each = gram.working_bytes() + (0 if gram.matrix.sparse else 8 * longest * columns)
+    part = 2 * longest if gram.of_rows else gram.side
+    return threads * each + 8 * 4 * columns * (asked.apart + threads) + 8 * gram.side * part * (threads + 1)
 
 
 def _krylov(
@@ -269,9 +296,11 @@ def _krylov(
     fixed, looking = _fixed(matrix, asked, threads, reading, count)
     here = 20 * matrix.nnz + 8 * (rows + columns) + matrix.block_bytes(0, rows) if held else 0
     lanes = 0 if held else (threads + 1) * (side if rows >= columns and matrix.sparse else columns)
-    product = 8 * block * (2 * other + 3 * side + lanes) + (0 if held else reading)
+    # Where columns are the smaller side a pass goes there and back, and no rows travel.
+    sent = sent_bytes(matrix, asked.apart, threads, block, rows if rows < columns or name == "randqb" else 0)
+    product = 8 * block * (2 * other + 3 * side + lanes) + (0 if held else reading) + sent
     working = space_bytes(side, most, block) + 8 * side * count + product
-    finishing = 8 * side * count + _finishing(matrix, threads, reading, chunk, held)
+    finishing = 8 * side * count + _finishing(matrix, threads, reading, chunk, held) + sent_bytes(matrix, asked.apart, threads, chunk, rows)
     peak = fixed + here + max(looking, working, finishing)
     applied = min(GROWING * count + 6 * block, side) * (1 if most >= GROWING * count + 6 * block else 1.5)
     if name == "randqb":
@@ -280,7 +309,8 @@ def _krylov(
     flops = 6.0 * side * applied * min(most, applied) + 10.0 * most**3
     passes = 0 if held else matrix.file_bytes * (1 if rows >= columns else 2) * ceil(applied / block)
     moved = (matrix.file_bytes + passes) * rates["matrix.byte_s"]
-    return Way(name, threads, stored, held, block, most, chunk, count, peak, seconds(matrix, pairs, flops, moved, threads, rates))
+    wall_s = seconds(matrix, pairs, flops, moved, threads, rates, asked.here(threads))
+    return Way(name, threads, stored, held, block, most, chunk, count, peak, wall_s)
 
 
 def _gram(
@@ -300,14 +330,15 @@ def _gram(
     count = min(asked.components or asked.likely, side)
     fixed, looking = _fixed(matrix, asked, threads, reading, count)
     vectors = 8 * side * min(group, side) + 8 * 40 * side
-    finishing = vectors + _finishing(matrix, threads, reading, chunk, False)
+    finishing = vectors + _finishing(matrix, threads, reading, chunk, False) + sent_bytes(matrix, asked.apart, threads, chunk, rows)
+    here = asked.here(threads)
     if filed:
         making = gram.strip_bytes(filed.strip) + 8 * side * filed.width
-        packing = threads * PACKING_BYTES
-        working = max(making, filed.reducing_bytes(threads) + packing, vectors + filed.turning_bytes() + packing, finishing)
+        packing = here * PACKING_BYTES
+        working = max(making, filed.reducing_bytes(here) + packing, vectors + filed.turning_bytes() + packing, finishing)
     else:
-        reducing = 8 * side * (PANEL + 8) + threads * (32 << 20)
-        working = 8 * side**2 + max(gram.working_bytes(), reducing, finishing)
+        reducing = 8 * side * (PANEL + 8) + here * (32 << 20)
+        working = 8 * side**2 + max(_making(gram, asked, threads), reducing, finishing)
     peak = fixed + max(looking, working)
     groups = ceil(count / max(group, 1))
     flops = (2 / 3) * side**3 + 2.0 * side**2 * count + side**2 * min(columns, 2000)
@@ -315,12 +346,12 @@ def _gram(
     moved = (8 / 6 * side**3 + matrix.file_bytes) * rates["matrix.byte_s"]
     if filed:
         # All of it multiplies; what turns back the chase adds half as much again as the panels to their share, and the chase is no product.
-        flops += (2 / 3) * side**3 + 3.0 * side**2 * count + CHASED * threads * 6.0 * side**2 * filed.width
+        flops += (2 / 3) * side**3 + 3.0 * side**2 * count + CHASED * here * 6.0 * side**2 * filed.width
         passes = ceil(side / filed.strip)
         moved = passes * matrix.file_bytes * rates["matrix.byte_s"] + filed.moved_bytes(groups) * threads * _byte_s(filed)
     pairs = 2 * matrix.nnz * 1.5 * count
     extra = 1 + 0.02 * (groups - 1)
-    wall_s = extra * seconds(matrix, pairs, flops, moved, threads, rates)
+    wall_s = extra * seconds(matrix, pairs, flops, moved, threads, rates, here)
     return Way("gram", threads, stored, False, BLOCK, 0, chunk, group, peak, wall_s, filed)
 
 
@@ -329,10 +360,13 @@ def _byte_s(filed: Sizes) -> float:
     return KEPT_BYTE_S if filed.disk_bytes <= memory // 4 else DISK_BYTE_S
 
 
-def seconds(matrix: Matrix, pairs: float, flops: float, moved_s: float, threads: int, rates: ArrayRates) -> float:
-    """By this machine's rates: numbers of the matrix that meet one of a vector, dense operations, and what is moved."""
+def seconds(matrix: Matrix, pairs: float, flops: float, moved_s: float, threads: int, rates: ArrayRates, here: int) -> float:
+    """By this machine's rates: numbers of the matrix that meet one of a vector, dense operations in threads `here`, and what is moved.
+
+    What goes over a network is not counted.
+    """
     sparse_s = pairs * (rates["matrix.pair_s"] if matrix.sparse else 2 * rates["matrix.flop_s"])
-    return rates["job.s"] + (sparse_s + flops * rates["matrix.flop_s"] + moved_s) / threads
+    return rates["job.s"] + (sparse_s + moved_s) / threads + flops * rates["matrix.flop_s"] / here
 
 
 def without_time(way: Way) -> Way:

@@ -1,4 +1,7 @@
-"""A pass over a matrix's rows: blocks of even work in lanes side by side, so that sums come out the same to the last bit."""
+"""A pass over a matrix's rows: blocks of even work in lanes side by side, so that sums come out the same to the last bit.
+
+A lane is a thread of this process, or a task in a process of a cluster, which reads its blocks itself: the bits are the same.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,31 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from sash.arrays._matrix import Matrix
+from sash.arrays._running import processors
+
+if TYPE_CHECKING:
+    from sash.arrays._sweep_apart import Lanes
+
+
+class Work(Protocol):
+    """What a pass does with blocks of rows; a value that other processes take, with all that it needs."""
+
+    def begin(self) -> Any:
+        """What a lane begins with."""
+        ...
+
+    def add(self, made: Any, block: Any, start: int, rows: Any) -> None:
+        """Take a block, which begins at a row, into what the lane has made; `rows` are the same ones of an array beside the matrix."""
+        ...
+
+    def join(self, made: Any, other: Any) -> None:
+        """Take what another lane has made into the first one's, lane after lane."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +44,8 @@ class Sweep:
     lanes: int
     stored: int
     """Numbers that a block has at most, where a row has no more."""
+    apart: Lanes | None = None
+    """Where lanes are worked through, if it is not in threads of this process."""
 
     @cached_property
     def blocks(self) -> tuple[tuple[int, int], ...]:
@@ -35,6 +61,37 @@ class Sweep:
     def block_rows(self) -> int:
         """Of the longest."""
         return max(stop - start for start, stop in self.blocks)
+
+    @property
+    def threads(self) -> int:
+        """Of this process, for what is done beside passes."""
+        return self.lanes if self.apart is None else min(self.lanes, processors())
+
+    def summed(self, work: Work, rows: np.ndarray | None = None, ended: Callable[[float], None] = lambda share: None) -> Any:
+        """What all lanes have made together; `rows` is an array of as many rows as the matrix, which is read."""
+        if self.apart is not None:
+            return self.apart.summed(work, self.blocks, self.lanes, rows, ended)
+        made = [work.begin() for _ in range(self.lanes)]
+
+        def add(start: int, stop: int, lane: int) -> None:
+            work.add(made[lane], self.matrix.block(start, stop), start, None if rows is None else rows[start:stop])
+
+        self.run(add, ended)
+        for other in made[1:]:
+            work.join(made[0], other)
+        return made[0]
+
+    def filled(self, work: Work, into: np.ndarray, ended: Callable[[float], None] = lambda share: None) -> np.ndarray:
+        """`into`, of as many rows as the matrix, filled by the work's `add`, a block at a time."""
+        if self.apart is not None:
+            self.apart.fill(work, self.blocks, self.lanes, into, ended)
+            return into
+
+        def add(start: int, stop: int, lane: int) -> None:
+            work.add(None, self.matrix.block(start, stop), start, into[start:stop])
+
+        self.run(add, ended)
+        return into
 
     def run(self, work: Callable[[int, int, int], None], ended: Callable[[float], None] = lambda share: None) -> None:
         """Call `work` with the start, the stop and the lane of every block; `ended` is told the share of rows of each that is done."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -20,16 +21,19 @@ its Euclidean length; what scikit-learn's TfidfTransformer does unless told othe
 _PASS_BYTES = 64 << 20
 
 
-def weighted(matrix: Matrix, weights: Weights, *, budget_bytes: int = _PASS_BYTES) -> Matrix:
+def weighted(
+    matrix: Matrix, weights: Weights, *, budget_bytes: int = _PASS_BYTES, counted: Callable[[Matrix, int], np.ndarray] | None = None
+) -> Matrix:
     """The matrix with its numbers weighed as they are read; what is stored stays as it is.
 
-    "tfidf" takes a pass over the matrix first, in blocks of up to `budget_bytes`. Raises `InputError` for counts below zero.
+    "tfidf" takes a pass over the matrix first, in blocks of up to `budget_bytes`: `rarity`, unless it is `counted` otherwise.
+    Raises `InputError` for counts below zero.
     """
     if weights not in get_args(Weights):
         raise InputError(f"weights are {weights!r}; they are one of {', '.join(get_args(Weights))}.")
     if weights == "counts":
         return matrix
-    return Weighted(matrix, weights, rarity(matrix, budget_bytes) if weights == "tfidf" else None)
+    return Weighted(matrix, weights, (counted or rarity)(matrix, budget_bytes) if weights == "tfidf" else None)
 
 
 class Weighted(Matrix):
@@ -62,6 +66,14 @@ class Weighted(Matrix):
     def row_nnz(self) -> np.ndarray:
         """As stored."""
         return self._matrix.row_nnz()
+
+    @property
+    def filed(self) -> bool:
+        """As the matrix."""
+        return self._matrix.filed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Weighted, (self._matrix, self._weights, self.idf)
 
     def close(self) -> None:
         """Let go of the matrix."""
@@ -98,15 +110,38 @@ def weigh(
 
 def rarity(matrix: Matrix, budget_bytes: int) -> np.ndarray:
     """ln((1 + rows) / (1 + rows in which it is not zero)) + 1 of each column."""
-    rows, columns = matrix.shape
-    found = np.zeros(columns, np.int64)
+    counts = Counts(matrix.shape[1])
+    found = counts.begin()
     for start, stop in row_blocks(matrix, budget_bytes):
-        block = matrix.block(start, stop)
-        if isinstance(block, np.ndarray):
-            found += np.count_nonzero(block, axis=0)
-        else:
-            _count(block.data, block.indices, found)
+        counts.add(found, matrix.block(start, stop), start, None)
+    return rarity_of(found, matrix.shape[0])
+
+
+def rarity_of(found: np.ndarray, rows: int) -> np.ndarray:
+    """The same, of how many rows have a number of each column."""
     return np.log((1 + rows) / (1 + found)) + 1
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Rows that have a number of each column, counted in a pass."""
+
+    columns: int
+
+    def begin(self) -> np.ndarray:
+        """None yet."""
+        return np.zeros(self.columns, np.int64)
+
+    def add(self, made: np.ndarray, block: Any, start: int, rows: None) -> None:
+        """Count a block's."""
+        if isinstance(block, np.ndarray):
+            made += np.count_nonzero(block, axis=0)
+        else:
+            _count(block.data, block.indices, made)
+
+    def join(self, made: np.ndarray, other: np.ndarray) -> None:
+        """Add another lane's."""
+        made += other
 
 
 def row_blocks(matrix: Matrix, budget_bytes: int) -> Iterator[tuple[int, int]]:
