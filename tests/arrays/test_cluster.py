@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from sash import arrays
 from sash.arrays import _cluster
-from sash.arrays._cluster import Fixed, connected
+from sash.arrays._cluster import connected
+from sash.arrays._cluster_shared import Fixed
 from sash.arrays._journal import Journal
 from sash.arrays._store import open_sink
 from sash.arrays._tasks import single_threaded
@@ -346,7 +347,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, picture, cluster,
     assert not out.exists()
     assert out.with_name(f"{out.name}.journal").exists()
     # Nobody writes any more: the file could be taken away at once.
-    assert set(cluster.run(lambda: sum(one._at_work for one in sys.modules["sash.arrays._cluster"]._ALL)).values()) == {0}
+    assert set(cluster.run(lambda: sum(one._at_work for one in sys.modules["sash.arrays._cluster_shared"]._ALL)).values()) == {0}
     made = arrays.blur(picture, sigma, out, **told)
     assert len(noted) == arrays.blur(picture, sigma, tmp_path / f"b{suffix}", plan_only=True, **told).tasks
     np.testing.assert_array_equal(held(made), arrays.blur(np.load(picture), sigma))
@@ -363,7 +364,7 @@ def test_a_deconvolution_goes_on_where_it_was_interrupted(tmp_path, cluster, add
     noted = after(monkeypatch, after_tasks, interrupt)
     with pytest.raises(KeyboardInterrupt):
         arrays.deconvolve(tmp_path / "in.npy", UNEVEN, tmp_path / "out.npy", **told)
-    assert set(cluster.run(lambda: sum(one._at_work for one in sys.modules["sash.arrays._cluster"]._ALL)).values()) == {0}
+    assert set(cluster.run(lambda: sum(one._at_work for one in sys.modules["sash.arrays._cluster_shared"]._ALL)).values()) == {0}
     # In the first phase, and in the next, which reads what that made.
     assert (tmp_path / "out.npy.between-0.npy").exists() == (after_tasks > 3)
     made = arrays.deconvolve(tmp_path / "in.npy", UNEVEN, tmp_path / "out.npy", **told)
@@ -392,8 +393,8 @@ def test_without_a_scheduler_or_workers_the_commands_that_start_them_are_named(t
 def test_workers_that_see_other_files_or_have_other_versions_are_named(tmp_path, picture, address, monkeypatch):
     # As if what is read were elsewhere on the workers.
     elsewhere = (str(tmp_path).encode(), str(tmp_path)[:-1].encode() + b"_")
-    original = _cluster._pickled
-    monkeypatch.setattr(_cluster, "_pickled", lambda value: original(value).replace(*elsewhere))
+    original = _cluster.pickled
+    monkeypatch.setattr(_cluster, "pickled", lambda value: original(value).replace(*elsewhere))
     with pytest.raises(InputError, match=r"the worker tcp://.* does not see the same files: .*in.npy.* Mount .* under the same names"):
         arrays.blur(picture, 2, tmp_path / "out.npy", workers=address)
     monkeypatch.undo()

@@ -8,30 +8,25 @@ which would come again; a task that was lost with its worker runs on another one
 from __future__ import annotations
 
 import asyncio
-import copyreg
 import os
 import pickle
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, wait
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
-from io import BytesIO
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from threading import Condition, Lock
 from time import monotonic
 from typing import Any
 from uuid import uuid4
-from weakref import WeakSet, finalize
 
-import numpy as np
-
+from sash.arrays._cluster_shared import Fixed, Shared, do, end_run, pickled
 from sash.arrays._journal import boot
-from sash.arrays._store import Sink, Source
+from sash.arrays._store import Source
 from sash.arrays._store_sink import Target, partial_of
 from sash.arrays._store_tensor import TensorSource
 from sash.errors import InputError
@@ -54,10 +49,6 @@ _ANEW = "Start others and call again; what was written by then stays."
 _TOLD = "Start one with: dask scheduler; and workers with: dask worker tcp://HOST:8786 --nthreads 1."
 
 
-Threads = Callable[[int], AbstractContextManager[Executor]]
-"""So many threads of a process, for as long as tasks run in them."""
-
-
 @dataclass(frozen=True)
 class Seats:
     """Where tasks run side by side."""
@@ -75,15 +66,6 @@ class Seats:
     def told(self) -> str:
         """To be put after what is done."""
         return f", on {self.apart} Dask worker{'s' if self.apart > 1 else ''}" if self.apart else ""
-
-
-@dataclass(frozen=True, eq=False)
-class Fixed:
-    """What all tasks of a run share, in every process: what they write to, opened there by being unpickled, and the threads they run in."""
-
-    sink: Sink
-    tasks: Callable[[Sink], Sequence[Callable[[], None]]]
-    threads: Threads
 
 
 def is_address(workers: str) -> bool:
@@ -158,14 +140,14 @@ class Cluster:
         probe, token = partial_of(out.absolute()).with_suffix(".probe"), uuid4().hex
         probe.write_text(token)
         try:
-            found = self._client.run(_look, str(probe), token, _pickled(rests_on), able, on_error="return")
+            found = self._client.run(_look, str(probe), token, pickled(rests_on), able, on_error="return")
         finally:
             probe.unlink()
         self._agree(found, f"Mount {probe.parent} and what is read there, under the same names.")
 
     def check_read(self, rests_on: Any, near: str) -> None:
         """The same of workers that read alone; `near` is what to do where one does not see what is read."""
-        self._agree(self._client.run(_look, None, "", _pickled(rests_on), None, on_error="return"), near)
+        self._agree(self._client.run(_look, None, "", pickled(rests_on), None, on_error="return"), near)
 
     def _agree(self, found: dict[str, Any], near: str) -> None:
         for worker, answer in found.items():
@@ -194,11 +176,11 @@ class Cluster:
         left, client = iter(numbers), self._client
         # A result that can be made again, not scattered data, which would be lost with the worker that holds it.
         with config.set({_LARGE_GRAPH: "10 TiB"}):
-            shared = client.submit(Shared, _pickled(fixed), token, boot(), key=f"sash-fixed-{token}", pure=False)
+            shared = client.submit(Shared, pickled(fixed), token, boot(), key=f"sash-fixed-{token}", pure=False)
         try:
             while True:
                 for number in _next(left, self._window(at_once) - len(running)):
-                    future = client.submit(_do, shared, number, key=f"sash-task-{token}-{number}", pure=False)
+                    future = client.submit(do, shared, number, key=f"sash-task-{token}-{number}", pure=False)
                     running[future.key] = future, number
                     future.add_done_callback(finished.put)
                 if not running:
@@ -216,7 +198,7 @@ class Cluster:
     def sharing(self, kind: Callable[[bytes, str], Any], fixed: Any) -> Iterator[tuple[str, Any]]:
         """A name for a run, and `kind` of what all its tasks share, which every process that has a task of it makes for itself."""
         token = uuid4().hex
-        shared = self._kept(kind, _pickled(fixed), token, key=f"sash-fixed-{token}")
+        shared = self._kept(kind, pickled(fixed), token, key=f"sash-fixed-{token}")
         try:
             yield token, shared
         finally:
@@ -333,93 +315,11 @@ class Cluster:
             return
         if futures:
             self._client.cancel(futures, force=True)
-        self._client.run(_ended, token, on_error="ignore")
-
-
-class Shared:
-    """A run's fixed part in a worker's process: opened at the first task there, closed when the run lets go of it."""
-
-    def __init__(self, pickled: bytes, token: str, noted_in: str) -> None:
-        self._pickled, self.token, self._boot = pickled, token, noted_in
-        self._opening, self._flushing, self._changed = Lock(), Lock(), Condition()
-        self._at_work = 0
-        self._sink: Sink | None = None
-        self._tasks: Sequence[Callable[[], None]] = ()
-        self._close: Callable[[], Any] = lambda: None
-        # A worker that has just come may be sent this after it was told of the end.
-        self._stopped = ended_with_run(self)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Shared, (self._pickled, self.token, self._boot)
-
-    def do(self, number: int) -> None:
-        """Do a task; what it wrote outlasts this process, and on another machine than the run's that as well."""
-        with self._changed:
-            if self._stopped:
-                return
-            self._at_work += 1
-        try:
-            sink = self._open()
-            self._pool.submit(self._tasks[number]).result()
-            if boot() != self._boot:
-                # On another machine, which may be lost by itself. One at a time: a sink's flush takes over what others wrote.
-                with self._flushing:
-                    sink.flush()
-        finally:
-            with self._changed:
-                self._at_work -= 1
-                self._changed.notify_all()
-
-    def end(self) -> None:
-        """Begin no task any more; when those at work have ended, let go of what they share, and return."""
-        with self._changed:
-            self._stopped = True
-            self._changed.wait_for(lambda: not self._at_work)
-        self._tasks = ()
-        self._close()
-
-    def _open(self) -> Sink:
-        with self._opening:
-            if self._sink is None:
-                from distributed import get_worker
-
-                fixed: Fixed = pickle.loads(self._pickled)
-                with ExitStack() as opened:
-                    # Threads of its own: Dask's keep their settings.
-                    self._pool = opened.enter_context(fixed.threads(get_worker().state.nthreads))
-                    opened.callback(fixed.sink.close)
-                    self._tasks = fixed.tasks(fixed.sink)
-                    self._close = finalize(self, opened.pop_all().close)
-                self._sink = fixed.sink
-            return self._sink
-
-
-_ALL, _LOCK = WeakSet[Any](), Lock()
-_ENDED = deque[str](maxlen=1 << 10)
-"""Runs that no task of is to begin any more."""
-
-
-def ended_with_run(shared: Any) -> bool:
-    """Have what tasks share, of any kind with a `token`, told to `end` when a run of that name does; whether that has."""
-    with _LOCK:
-        _ALL.add(shared)
-        return shared.token in _ENDED
-
-
-def _do(shared: Shared, number: int) -> None:
-    shared.do(number)
+        self._client.run(end_run, token, on_error="ignore")
 
 
 def _same(value: Any) -> Any:
     return value
-
-
-async def _ended(token: str) -> None:
-    with _LOCK:
-        _ENDED.append(token)
-        found = [shared for shared in _ALL if shared.token == token]
-    for shared in found:
-        await asyncio.to_thread(shared.end)
 
 
 def _look(probe: str | None, token: str, rests_on: bytes, able: Callable[[], Any] | None) -> str | dict[str, str]:
@@ -453,21 +353,3 @@ def _next(left: Iterator[Any], count: int) -> Iterator[Any]:
 
 def _short(error: BaseException) -> str:
     return str(error).split("\n")[0] or type(error).__name__
-
-
-def _pickled(value: Any) -> bytes:
-    """As bytes, for processes that may be in other folders: paths are absolute, and what can be made again stays behind."""
-    into = BytesIO()
-    _Pickler(into, pickle.HIGHEST_PROTOCOL).dump(value)
-    return into.getvalue()
-
-
-class _Pickler(pickle.Pickler):
-    def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, Path):
-            return type(obj), (str(obj.absolute()),)
-        kind = type(obj)
-        if is_dataclass(kind) and not hasattr(kind, "__slots__") and not isinstance(obj, np.ndarray):
-            # Without cached properties: a spectrum is made again in less time than it travels.
-            return copyreg.__newobj__, (kind,), {one.name: getattr(obj, one.name) for one in fields(kind)}  # pyright: ignore[reportAttributeAccessIssue]
-        return NotImplemented

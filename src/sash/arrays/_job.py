@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from sash.arrays._cluster import Cluster, Fixed, Seats, connected
+from sash.arrays._cluster import Cluster, Seats, connected
+from sash.arrays._cluster_shared import Fixed
 from sash.arrays._cut import cut
 from sash.arrays._filed import filed
 from sash.arrays._foreseen import ForeseenSink, ForeseenSource, shards_for

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sash.arrays._cluster import Cluster, Fixed, Threads, connected
+from sash.arrays._cluster import Cluster, connected
+from sash.arrays._cluster_shared import Fixed, Threads
 from sash.arrays._device import check_device
 from sash.arrays._filed import Filed, filed
 from sash.arrays._running import Options, mapped_from, showing

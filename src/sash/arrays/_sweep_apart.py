@@ -18,7 +18,8 @@ from weakref import finalize
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from sash.arrays._cluster import Cluster, ended_with_run
+from sash.arrays._cluster import Cluster
+from sash.arrays._cluster_shared import ended_with_run
 from sash.arrays._matrix import Matrix
 from sash.arrays._running import MAPPED_FROM
 from sash.arrays._sweep import Work

@@ -12,7 +12,8 @@ from pathlib import Path
 from threading import Barrier
 from typing import TYPE_CHECKING, Any
 
-from sash.arrays._cluster import Fixed, Threads, connected
+from sash.arrays._cluster import connected
+from sash.arrays._cluster_shared import Fixed, Threads
 from sash.arrays._filed import filed
 from sash.arrays._running import Options, mapped_from, showing
 from sash.arrays._store import Sink, Source
