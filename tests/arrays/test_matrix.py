@@ -219,3 +219,31 @@ def test_what_a_matrix_is_known_by_changes_with_its_content(tmp_path):
     assert open_matrix(ROWS, budget_bytes=BUDGET).identity != open_matrix(other, budget_bytes=BUDGET).identity
     scipy.sparse.save_npz(tmp_path / "a.npz", ROWS)
     assert open_matrix(tmp_path / "a.npz", budget_bytes=BUDGET).identity["matrix"]["path"] == str(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("kind", ["zarr", "zarr in shards", "npy"])
+def test_rows_that_are_expected_are_fetched_whole_and_nothing_else(tmp_path, monkeypatch, kind):
+    from sash.arrays import _store_raw, _store_zarr
+
+    path = tmp_path / f"matrix.{kind[:4].strip()}"
+    dense = np.arange(200.0 * 50).reshape(200, 50)
+    if kind == "npy":
+        np.save(path, dense)
+        wanted = [(128 + 40 * 50 * 8, 128 + 80 * 50 * 8)]
+    else:
+        rows = scipy.sparse.csr_array(dense)
+        group = zarr.create_group(path, attributes={"encoding-type": "csr_matrix", "shape": [200, 50]})
+        sharded = "shards" in kind
+        for name in ("data", "indices"):
+            group.create_array(name, data=getattr(rows, name), chunks=(500,), shards=(2000,) if sharded else None)
+        group.create_array("indptr", data=rows.indptr)
+        places = range(2) if sharded else range(3, 8)
+        wanted = [(0, (path / name / "c" / str(place)).stat().st_size) for name in ("data", "indices") for place in places]
+    found = []
+    for module in (_store_raw, _store_zarr):
+        monkeypatch.setattr(module, "fetched", lambda file, start, stop: found.append((start, stop)))
+    matrix = open_matrix(path, budget_bytes=1 << 20)
+    # The first number is a zero, which a sparse matrix leaves out: rows 40 to 80 are its numbers 1999 to 3999.
+    matrix.expect(40, 80)
+    assert found == wanted
+    matrix.close()

@@ -44,6 +44,9 @@ class Matrix:
         """These rows: numbers as stored, float64, float32 or whole ones, in C order; indices sorted, none twice."""
         raise NotImplementedError
 
+    def expect(self, start: int, stop: int) -> None:
+        """Told which rows will be read next: a file's are fetched meanwhile, into the system's memory."""
+
     def row_nnz(self) -> np.ndarray:
         """Numbers stored in each row, int64: for cutting blocks of even work."""
         raise NotImplementedError

@@ -82,6 +82,13 @@ class StoredRows(Matrix):
         check_finite(block, start, self._told)
         return block
 
+    def expect(self, start: int, stop: int) -> None:
+        """Have these rows fetched."""
+        first, last = int(self._pointers[start]), int(self._pointers[stop])
+        if last > first:
+            self._values.expect((Interval(first, last),))
+            self._columns.expect((Interval(first, last),))
+
     def row_nnz(self) -> np.ndarray:
         """Numbers stored in each row."""
         return np.diff(self._pointers)
@@ -151,6 +158,10 @@ class StoredDense(Matrix):
         self._source.read(self._box(start, stop), into)
         check_finite(into, start, self._told)
         return into
+
+    def expect(self, start: int, stop: int) -> None:
+        """Have these rows fetched."""
+        self._source.expect(self._box(start, stop))
 
     def row_nnz(self) -> np.ndarray:
         """All columns of each row."""

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from sash.arrays._store_sink import Sink, Target, remove
-from sash.arrays._store_source import Box, Seen, Source, checked_dtype, checked_shape, lengths
+from sash.arrays._store_source import Box, Seen, Source, checked_dtype, checked_shape, fetched, lengths
 from sash.errors import InputError
 
 BUFFER = 1 << 18
@@ -70,6 +70,12 @@ class RawSource(Source):
         axis = self._gapped(inner)
         count = prod(lengths(inner)) if axis is None else prod(lengths(inner[: axis + 1])) * prod(shape[axis + 1 :])
         return prod(lengths(box[: self._paged])) * count * self.dtype.itemsize
+
+    def expect(self, box: Box) -> None:
+        """Have it fetched, where it is one part of the file."""
+        if not self._paged and lengths(box[1:]) == self.shape[1:]:
+            pitch = prod(self.shape[1:]) * self.dtype.itemsize
+            fetched(self._file, *(int(self._offsets[0]) + place * pitch for place in box[0]))
 
     def scratch_bytes(self, box: Box) -> int:
         """One buffer, which only parts with gaps, in memory or in the file, go through."""

@@ -24,6 +24,9 @@ KINDS = {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)
 }
 """Types of numbers that a store holds."""
 
+_FETCHED = 128 << 10
+"""Bytes at a time: of a longer part Linux fetches only so many from its beginning, or as many as a disk takes at once."""
+
 
 class Source:
     """Numbers that are read a box at a time, from any number of threads."""
@@ -58,6 +61,9 @@ class Source:
         assert on(box, self.shape), (box, self.shape)
         if into.size:
             self._fill(box, into)
+
+    def expect(self, box: Box) -> None:
+        """Told what will be read: the system may fetch it meanwhile, into memory of its own."""
 
     def read_bytes(self, box: Box) -> int:
         """Bytes that a read moves off the disk or out of decoded chunks, uncompressed."""
@@ -171,6 +177,13 @@ def on(box: Box, shape: tuple[int, ...]) -> bool:
 def touched(box: Box, grain: tuple[int, ...]) -> Box:
     """The cells of a grid of `grain` that a box lies on, in cells."""
     return tuple(Interval(start // cell, -(-stop // cell)) for (start, stop), cell in zip(box, grain, strict=True))
+
+
+def fetched(file: int, start: int, stop: int) -> None:
+    """Have the system fetch these bytes of an open file; where it does not know how, it stays as it is."""
+    if hasattr(os, "posix_fadvise"):
+        for first in range(start, stop, _FETCHED):
+            os.posix_fadvise(file, first, min(_FETCHED, stop - first), os.POSIX_FADV_WILLNEED)
 
 
 def needs(library: str, doing: str) -> InputError:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sash.arrays._store_sink import Sink, Target, sync
-from sash.arrays._store_source import Box, Seen, Source, checked_dtype, checked_shape, needs, slices, touched
+from sash.arrays._store_source import Box, Seen, Source, checked_dtype, checked_shape, fetched, needs, slices, touched
 from sash.arrays._store_zarr_calls import called_here, may_call_here
 from sash.errors import InputError
 from sash.window import Interval
@@ -73,6 +73,14 @@ class ZarrSource(Source):
     def read_bytes(self, box: Box) -> int:
         """Bytes of all chunks that the box lies on, decoded."""
         return prod(part.length for part in touched(box, self.grain)) * self._chunk_bytes
+
+    def expect(self, box: Box) -> None:
+        """Have the files that the box lies on fetched."""
+        if self._seen is not None:
+            for cell in product(*(range(*cells) for cells in touched(box, tuple(self._array.shards or self._array.chunks)))):
+                # A chunk that is not there is all fill values; what else is wrong is told when it is read.
+                with suppress(OSError), (self._seen.path.parent / self._array.metadata.encode_chunk_key(cell)).open("rb") as file:
+                    fetched(file.fileno(), 0, os.fstat(file.fileno()).st_size)
 
     def scratch_bytes(self, box: Box) -> int:
         """Of one call's chunks: encoded, decoded, and of shards put together; and the shard's index."""

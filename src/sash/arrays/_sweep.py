@@ -97,7 +97,10 @@ class Sweep:
         """Call `work` with the start, the stop and the lane of every block; `ended` is told the share of rows of each that is done."""
 
         def lane(number: int) -> None:
-            for start, stop in self.blocks[number :: self.lanes]:
+            own = self.blocks[number :: self.lanes]
+            for place, (start, stop) in enumerate(own):
+                if place + 1 < len(own):
+                    self.matrix.expect(*own[place + 1])
                 work(start, stop, number)
                 ended((stop - start) / self.matrix.shape[0])
 

@@ -63,6 +63,10 @@ class Weighted(Matrix):
         """These rows, weighed."""
         return weigh(self._matrix.block(start, stop), self._weights, self.idf, start)
 
+    def expect(self, start: int, stop: int) -> None:
+        """As stored."""
+        self._matrix.expect(start, stop)
+
     def row_nnz(self) -> np.ndarray:
         """As stored."""
         return self._matrix.row_nnz()
