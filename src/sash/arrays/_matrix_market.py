@@ -1,4 +1,4 @@
-"""Matrix Market files, text or gzip: read in parts by scipy's fast reader, into memory or into rows in order on disk."""
+"""Matrix Market files, text or gzip: read in parts, unusual ones by scipy's fast reader, into memory or into rows in order on disk."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import scipy.sparse
 
 from sash.arrays._matrix import HeldMatrix, Matrix, no_numbers
 from sash.arrays._matrix_lines import FORTRAN, PLUS, look
+from sash.arrays._matrix_numbers import read
 from sash.arrays._matrix_sorted import Dealt, dealt_before, open_dealt, sorting_bytes
 from sash.arrays._running import processors, showing
 from sash.arrays._store_source import Seen
@@ -202,8 +203,13 @@ class _Text:
         """A part: whether its lines are right, and then its numbers."""
         header = self.header
         indices = 2 if header.layout == "coordinate" else 0
-        filled, lines, odd, bad = look(text, indices, header.words)
         nothing = np.empty(0, np.int32)
+        if (usual := read(text, header.shape, indices, header.field != "pattern", header.field == "integer")) is not None:
+            places, values = usual
+            own_rows, own_columns = places if indices else (nothing, nothing)
+            return _Part(text, len(values), text.count(b"\n"), own_rows, own_columns, values, None)
+        # A line is wrong, or unusual: which, and what its numbers are.
+        filled, lines, odd, bad = look(text, indices, header.words)
         if bad >= 0:
             # What is before it counts, so that whichever line is wrong first is told.
             return _Part(text, filled, lines, nothing, nothing, np.empty(0), (bad, ""))
@@ -217,11 +223,11 @@ class _Text:
         field = "pattern" if header.field == "pattern" else "real"
         first = f"%%MatrixMarket matrix {header.layout} {field} general\n{size}\n".encode()
         try:
-            read: Any = scipy.io.mmread(io.BytesIO(first + text), spmatrix=False)
+            found: Any = scipy.io.mmread(io.BytesIO(first + text), spmatrix=False)
         except (ValueError, OverflowError) as error:
             number, _, why = str(error).removeprefix("Line ").partition(": ")
             return _Part(text, filled, lines, nothing, nothing, np.empty(0), (int(number) - 3, why))
-        values = read.data if indices else read[:, 0]
+        values = found.data if indices else found[:, 0]
         wrong = None
         if not np.isfinite(values.sum()) and not (fine := np.isfinite(values)).all():
             wrong = (_filled_line(text, int(np.argmin(fine))), "out of the range of float64")
@@ -229,7 +235,7 @@ class _Text:
             wrong = (_filled_line(text, int(np.argmax(np.floor(values) != values))), "not whole, in a file of whole numbers")
         if not indices:
             return _Part(text, filled, lines, nothing, nothing, values, wrong)
-        return _Part(text, filled, lines, read.coords[0], read.coords[1], values, wrong)
+        return _Part(text, filled, lines, found.coords[0], found.coords[1], values, wrong)
 
     def _generalised(self, rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if self.header.symmetry == "general" or self.header.layout == "array":
