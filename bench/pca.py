@@ -97,7 +97,7 @@ def disk_section(rows: int | None) -> dict[str, Any]:
     from sash.arrays._centred import Centred
     from sash.arrays._matrix_open import open_matrix
     from sash.arrays._moments import moments
-    from sash.arrays._pca_store import WRITING_BYTES
+    from sash.arrays._pca_store import writing_bytes
     from sash.arrays._pca_ways import Asked, choose
     from sash.arrays._rates import array_rates
     from sash.arrays._sweep import Sweep
@@ -108,7 +108,7 @@ def disk_section(rows: int | None) -> dict[str, Any]:
         plan = pca(path, 50, budget="4 GiB", workers=2, method="krylov", out=here / "m.zarr", plan_only=True)
         matrix = open_matrix(path, budget_bytes=64 << 20)
         asked = Asked(50, None, 1e-6, True, np.dtype(np.float64), 50, columns)
-        way = choose(matrix, asked, 4 << 30, 2, "krylov", array_rates(), WRITING_BYTES)[0]
+        way = choose(matrix, asked, 4 << 30, 2, "krylov", array_rates(), writing_bytes(count, 50))[0]
         sweep = Sweep(matrix, way.workers, way.stored)
         read, products = list[tuple[float, float]](), list[tuple[float, float]]()
 

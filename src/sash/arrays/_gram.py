@@ -61,7 +61,8 @@ class Gram:
         if self.of_rows:
             pairs = 2 if len(self.blocks) > 1 else 1
             return pairs * (block + 40 * stored + 8 * rows * PORTION) + 24 * columns
-        return block + (8 * rows * columns if self._densely else 60 * stored + 8 * columns)
+        # Dense rows are there as stored while they are centred.
+        return block + (16 * rows * columns if self._densely else 60 * stored + 8 * columns)
 
     @cached_property
     def _block_bytes(self) -> int:
@@ -100,7 +101,8 @@ class Gram:
         block, moments = self.matrix.block(start, stop), self.moments
         if isinstance(block, np.ndarray) or self._densely:
             full = block if isinstance(block, np.ndarray) else block.toarray()
-            centred = np.ascontiguousarray((full - moments.mean) * moments.scale)
+            centred = np.ascontiguousarray(full - moments.mean)
+            centred *= moments.scale
             lower_added(made, centred.T, centred.T, 1.0, self.threads)
         else:
             rows = _scaled(block, moments.scale)

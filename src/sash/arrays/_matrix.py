@@ -25,6 +25,10 @@ class Matrix:
     """Memory that it holds for as long as it is open; the user's own arrays do not count."""
     file_bytes: int = 0
     """What one pass reads."""
+    opening_bytes: int = 0
+    """Memory that opening it took at most, where that was more than it holds now."""
+    converted: bool = True
+    """Whether its numbers are copied to become float64."""
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -101,6 +105,7 @@ class HeldMatrix(Matrix):
         self.shape = int(values.shape[0]), int(values.shape[1])
         self.names = names
         self.held_bytes = 0 if shared and not owned else sum(part.nbytes for part in self._parts)
+        self.converted = self._held.dtype != np.float64
         self._known = identity
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import re
 import zlib
 from collections import deque
@@ -79,11 +80,13 @@ def open_market(path: Path, budget_bytes: int, scratch: Path | None, progress: b
         text = _Text(file, header, told, _text_bytes(budget_bytes))
         if header.layout == "array":
             return _dense(text, seen, budget_bytes)
-        if not filed and header.most_nnz * _PER_ENTRY + 16 * header.shape[0] + text.held_bytes <= budget_bytes // 2:
-            held = _held(text)
+        opening = header.most_nnz * _PER_ENTRY + 16 * header.shape[0] + text.held_bytes
+        if not filed and opening <= budget_bytes // 2:
+            held = HeldMatrix(_held(text), told, identity, owned=True)
+            held.opening_bytes = opening
             seen.check(path)
-            return HeldMatrix(held, told, identity, owned=True)
-        least = 2 * (header.most_nnz * _PER_ENTRY + 16 * header.shape[0] + text.held_bytes)
+            return held
+        least = 2 * opening
         if scratch is None:
             raise DoesNotFit(
                 f"{told} has {header.entries} entries, and reading them into memory takes a budget of {format_bytes(least)}; it is "
@@ -101,7 +104,9 @@ def open_market(path: Path, budget_bytes: int, scratch: Path | None, progress: b
                 text.tick = tick
                 _deal(text, Dealt(header.shape, header.most_nnz, folder, budget_bytes - text.held_bytes, told), identity)
         seen.check(path)
-    return open_dealt(folder, header.shape[1], told, identity, None)
+    opened = open_dealt(folder, header.shape[1], told, identity, None)
+    opened.opening_bytes = budget_bytes
+    return opened
 
 
 @dataclass
@@ -117,8 +122,9 @@ class _Text:
 
     @property
     def held_bytes(self) -> int:
-        """While parts are read."""
-        return _held_bytes(self.part_bytes)
+        """While parts are read: of a plain text no more than all of it."""
+        held = _held_bytes(self.part_bytes)
+        return held if isinstance(self.file, gzip.GzipFile) else min(held, _PER_TEXT * os.fstat(self.file.fileno()).st_size)
 
     def entries(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Rows, columns and values of each part, in order; symmetric ones with what they stand for."""

@@ -40,7 +40,9 @@ def open_npz(path: Path, budget_bytes: int, scratch: Path | None, filed: bool = 
                 matrix = scipy.sparse.load_npz(path)
                 if not matrix.nnz:
                     raise no_numbers(str(path), matrix.shape)
-                return HeldMatrix(matrix, str(path), identity, owned=True)
+                held = HeldMatrix(matrix, str(path), identity, owned=True)
+                held.opening_bytes = sum(sizes.values()) * (1 if matrix.format == "csr" else _PER_BYTE)
+                return held
             if scratch is None:
                 raise DoesNotFit(
                     f"{path} unpacked into memory takes a budget of {format_bytes(least)}; it is {format_bytes(budget_bytes)}. Name an "

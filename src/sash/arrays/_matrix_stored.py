@@ -40,6 +40,7 @@ class StoredRows(Matrix):
         self._check()
         self.held_bytes = pointers.nbytes + values.held_bytes + columns.held_bytes + (0 if lying is None else lying.held_bytes)
         self.file_bytes = self.nnz * (values.dtype.itemsize + columns.dtype.itemsize)
+        self.converted = values.dtype == np.float32
         self._wide = columns.dtype.itemsize > 4 or columns.dtype == np.uint32
 
     @property

@@ -26,8 +26,8 @@ from sash.arrays._pca_estimate import ComponentsEstimate, estimated_of
 from sash.arrays._pca_methods import Task, centred_of, chunks, found_by
 from sash.arrays._pca_open import opened_within
 from sash.arrays._pca_result import PCA, PcaPlan
-from sash.arrays._pca_store import WRITING_BYTES, Folder, Held, opened
-from sash.arrays._pca_ways import Asked, Way, choose, without_time
+from sash.arrays._pca_store import Folder, Held, opened, writing_bytes
+from sash.arrays._pca_ways import CHUNK, STARTING_BYTES, Asked, Way, choose, without_time
 from sash.arrays._rates import array_rates
 from sash.arrays._reduced_filed import forget, free_bytes
 from sash.arrays._running import MAPPED_FROM, Options, showing
@@ -202,7 +202,8 @@ def _of_share(
 def _planned(
     matrix: Matrix, asked: Asked, options: Options, seats: Seats, method: str, near: ComponentsEstimate | None = None
 ) -> tuple[Way, PcaPlan]:
-    rates, spare = array_rates(), WRITING_BYTES if asked.filed else 0
+    likely = min(asked.components or asked.likely, CHUNK)
+    rates, spare = array_rates(), writing_bytes(max(matrix.shape), likely) if asked.filed else 0
     way, methods = choose(matrix, asked, options.budget_bytes, seats.threads, method, rates, spare)
     chosen = next(one for one in methods if one.name == way.method)
     count = asked.components or asked.likely
@@ -222,7 +223,7 @@ def _planned(
         workers=way.workers,
         passes=passes,
         budget_bytes=options.budget_bytes,
-        peak_bytes=way.peak_bytes,
+        peak_bytes=max(way.peak_bytes, matrix.opening_bytes + STARTING_BYTES),
         read_bytes=passes * matrix.file_bytes,
         written_bytes=written,
         wall_s=way.wall_s,

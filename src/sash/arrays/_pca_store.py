@@ -11,9 +11,11 @@ import numpy as np
 from sash.arrays._store_sink import Target, sync
 from sash.arrays._store_source import needs
 
-WRITING_BYTES = 48 << 20
-"""What zarr takes while it writes: ten chunks at once, as they are and encoded, and its threads."""
 _CHUNK_BYTES = 2 << 20
+_WRITING_BYTES = 1 << 20
+"""What zarr makes of objects, and its threads."""
+_TOGETHER = 10
+"""Chunks that it writes at once."""
 SMALL = ("singular_values", "explained_variance", "explained_variance_ratio", "residuals")
 """A number for each component."""
 
@@ -94,6 +96,11 @@ class Folder:
         """The path; the folder appears under its name."""
         self._group.attrs.update(attributes)
         return self.target.publish()
+
+
+def writing_bytes(longest: int, chunk: int) -> int:
+    """What zarr takes while it writes so many components: chunks of them at once, as they are and encoded."""
+    return _WRITING_BYTES + 2 * min(8 * longest * chunk, _TOGETHER * _CHUNK_BYTES)
 
 
 def _zarr(out: Path) -> Any:

@@ -26,8 +26,10 @@ from sash.arrays._tridiagonal import PANEL
 from sash.errors import DoesNotFit
 from sash.units import format_bytes
 
-STARTING_BYTES = 12 << 20
-"""What the first threads, kernels and packing buffers of a process load."""
+STARTING_BYTES = 1 << 20
+"""Threads, and what Python and the C library keep of small objects; code and libraries, which a process loads once, are no job's own."""
+_PACKED, _MOST_PACKED = 3072, 32 << 20
+"""Bytes for each column that a thread of a dense product packs: 384 rows of OpenBLAS's; and its whole buffer."""
 BLOCK, BLOCK_APART = 8, 16
 """Vectors at once where the matrix is in memory; where every product is a pass over a file. Wider blocks take more of them: for 400
 components 1536 by blocks of 32, 1088 by 8."""
@@ -294,7 +296,7 @@ def _krylov(
     side, other = min(rows, columns), max(rows, columns)
     count = min(asked.components or asked.likely, side)
     fixed, looking = _fixed(matrix, asked, threads, reading, count)
-    here = 20 * matrix.nnz + 8 * (rows + columns) + matrix.block_bytes(0, rows) if held else 0
+    here = (20 if matrix.converted else 12) * matrix.nnz + 8 * (rows + columns) + matrix.block_bytes(0, rows) if held else 0
     lanes = 0 if held else (threads + 1) * (side if rows >= columns and matrix.sparse else columns)
     # Where columns are the smaller side a pass goes there and back, and no rows travel.
     sent = sent_bytes(matrix, asked.apart, threads, block, rows if rows < columns or name == "randqb" else 0)
@@ -337,8 +339,9 @@ def _gram(
         packing = here * PACKING_BYTES
         working = max(making, filed.reducing_bytes(here) + packing, vectors + filed.turning_bytes() + packing, finishing)
     else:
-        reducing = 8 * side * (PANEL + 8) + here * (32 << 20)
-        working = 8 * side**2 + max(_making(gram, asked, threads), reducing, finishing)
+        packing = here * min(_PACKED * side, _MOST_PACKED)
+        reducing = 8 * side * (4 * PANEL + 8)
+        working = 8 * side**2 + max(_making(gram, asked, threads) + packing, reducing + packing, finishing)
     peak = fixed + max(looking, working)
     groups = ceil(count / max(group, 1))
     flops = (2 / 3) * side**3 + 2.0 * side**2 * count + side**2 * min(columns, 2000)

@@ -44,7 +44,7 @@ class Weighted(Matrix):
         self.idf = idf
         """What "tfidf" multiplies the counts of each column by: other rows, of the same columns, are weighed by the same."""
         self.held_bytes = matrix.held_bytes + (0 if idf is None else idf.nbytes)
-        self.file_bytes = matrix.file_bytes
+        self.file_bytes, self.opening_bytes, self.converted = matrix.file_bytes, matrix.opening_bytes, matrix.converted
         self._matrix = matrix
         self._weights: Weights = weights
 
