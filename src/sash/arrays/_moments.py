@@ -70,7 +70,8 @@ class _Means:
         rows_here = block.shape[0]
         if isinstance(block, np.ndarray):
             mean = block.mean(axis=0, dtype=np.float64)
-            squares = np.square(block - mean).sum(axis=0)
+            centred = block - mean
+            squares = np.square(centred, out=centred).sum(axis=0)
             counts = np.full(self.columns, rows_here)
         else:
             mean, squares, counts = np.zeros(self.columns), np.zeros(self.columns), np.zeros(self.columns, np.int64)

@@ -239,7 +239,7 @@ def _grouped(
 def _reading(matrix: Matrix, threads: int, stored: int) -> tuple[Sweep, int]:
     """A pass, and what it holds beside sums: blocks in lanes, and dense ones in float64."""
     sweep = Sweep(matrix, threads, stored)
-    dense = 0 if matrix.sparse else 2 * 8 * sweep.block_rows * matrix.shape[1]
+    dense = 0 if matrix.sparse else 8 * sweep.block_rows * matrix.shape[1]
     return sweep, threads * (sweep.block_bytes + dense)
 
 

@@ -56,8 +56,7 @@ class Weighted(Matrix):
     def block_bytes(self, start: int, stop: int) -> int:
         """The block as it is read, and weighed."""
         numbers = int(self.row_nnz()[start:stop].sum()) if self.sparse else (stop - start) * self.shape[1]
-        # A dense block's squares are summed apart.
-        return self._matrix.block_bytes(start, stop) + numbers * (8 if self.sparse else 16) + 8 * (stop - start)
+        return self._matrix.block_bytes(start, stop) + numbers * 8 + 8 * (stop - start)
 
     def block(self, start: int, stop: int) -> scipy.sparse.csr_array | np.ndarray:
         """These rows, weighed."""
