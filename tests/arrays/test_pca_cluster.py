@@ -285,8 +285,8 @@ def test_numbers_that_are_not_finite_are_found_by_a_worker_and_told(tmp_path, ad
 def test_workers_that_do_not_see_what_is_read_are_named(tmp_path, address, monkeypatch):
     np.save(tmp_path / "docs.npy", RNG.standard_normal((30, 40)))
     elsewhere = (str(tmp_path).encode(), str(tmp_path)[:-1].encode() + b"_")
-    original = _cluster._pickled
-    monkeypatch.setattr(_cluster, "_pickled", lambda value: original(value).replace(*elsewhere))
+    original = _cluster.pickled
+    monkeypatch.setattr(_cluster, "pickled", lambda value: original(value).replace(*elsewhere))
     with pytest.raises(InputError, match=r"the worker tcp://.* does not see the same files: .*docs.npy.* Mount .* under the same name"):
         pca(tmp_path / "docs.npy", 5, workers=address)
 
