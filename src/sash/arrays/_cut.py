@@ -26,7 +26,7 @@ MOST_BYTES = 64 << 20
 def cut(made: Pass, sink: Sink, room: int, workers: int) -> tuple[Cut | None, int]:
     """The quickest way to cut the pass within `room` bytes, None where there is none; and the bytes of that, or of the smallest."""
     best, cost, least = None, float("inf"), 0
-    for columns in _halvings(made, sink):
+    for columns in halvings(made, sink):
         for count in fewer(workers):
             most = _most(made, sink, count, columns)
             if best is not None and _cost(made, most) >= cost:
@@ -40,7 +40,7 @@ def cut(made: Pass, sink: Sink, room: int, workers: int) -> tuple[Cut | None, in
     return best or (None, least)
 
 
-def _halvings(made: Pass, sink: Sink) -> list[int]:
+def halvings(made: Pass, sink: Sink) -> list[int]:
     """Widths of bands: all columns, and ever half as many, whole grains of them, or tiles."""
     width, grain = made.stage.shape[1], max(made.written.grain(sink.grain)[2], made.written.step)
     grain = made.stage.unit[1] if grain == 1 else grain

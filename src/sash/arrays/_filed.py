@@ -27,13 +27,13 @@ class Filed:
         self._journal = journal
 
     @contextmanager
-    def notes(self, sink: Sink | None = None) -> Iterator[Callable[[int], None]]:
-        """The function that notes a finished task, from any thread, while tasks write to the output, or to `sink`.
+    def notes(self, *sinks: Sink) -> Iterator[Callable[[int], None]]:
+        """The function that notes a finished task, from any thread, while tasks write to the output, or to `sinks`.
 
         A thread beside makes what they wrote outlast the machine; when this ends well, all of it does. Where the disk refuses, the next
         note raises `InputError`, and what is not marked does not count any more.
         """
-        behind = _Behind(self._journal, sink or self.sink)
+        behind = _Behind(self._journal, sinks or (self.sink,))
         try:
             yield behind.note
         except BaseException:
@@ -62,7 +62,7 @@ def filed(out: Path, facts: dict[str, Any], opened: Callable[[bool], Sink], rest
         journal.begin()
         if journal.count > journal.durable:
             # What a killed process wrote to the output is not among what the next mark looks at, where that is a file between phases.
-            _flushed(sink, journal)
+            _flushed((sink,), journal)
         yield Filed(journal, sink, before)
     finally:
         sink.close()
@@ -70,10 +70,10 @@ def filed(out: Path, facts: dict[str, Any], opened: Callable[[bool], Sink], rest
 
 
 class _Behind:
-    """The thread that makes a sink's numbers outlast the machine while others write to it."""
+    """The thread that makes what is in sinks outlast the machine while others write to them."""
 
-    def __init__(self, journal: Journal, sink: Sink) -> None:
-        self._journal, self._sink = journal, sink
+    def __init__(self, journal: Journal, sinks: tuple[Sink, ...]) -> None:
+        self._journal, self._sinks = journal, sinks
         self._changed, self._settling = Condition(), Lock()
         self._stopped = False
         self._error: BaseException | None = None
@@ -96,7 +96,7 @@ class _Behind:
             count = self._journal.count
             if count == self._journal.durable:
                 return
-            _flushed(self._sink, self._journal)
+            _flushed(self._sinks, self._journal)
             self._journal.mark(count)
 
     def stop(self) -> None:
@@ -121,9 +121,10 @@ class _Behind:
                 self._changed.wait_for(lambda: self._stopped, EVERY_S)
 
 
-def _flushed(sink: Sink, journal: Journal) -> None:
+def _flushed(sinks: tuple[Sink, ...], journal: Journal) -> None:
     try:
-        sink.flush()
+        for sink in sinks:
+            sink.flush()
     except BaseException:
         journal.lost()
         raise

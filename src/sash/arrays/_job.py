@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -21,14 +21,19 @@ from sash.arrays._filed import filed
 from sash.arrays._foreseen import ForeseenSink, ForeseenSource, shards_for
 from sash.arrays._overlap_save import OverlapSave
 from sash.arrays._pass import Cut, Pass
+from sash.arrays._pass_pair import Between, Pair, cut_pair
 from sash.arrays._pass_run import run_pass, tasks_apart
 from sash.arrays._plan import ArrayPlan
 from sash.arrays._planes import Planes
 from sash.arrays._running import MAPPED_FROM, PROCESS_BYTES, Options, does_not_fit, mapped_from, showing
 from sash.arrays._stage import Stage
 from sash.arrays._store import Sink, Source, open_sink, open_source
+from sash.arrays._store_sink import partial_of, remove
 from sash.arrays._tasks import single_threaded
 from sash.heap import blocks_given_back
+
+BETWEEN = "between.npy"
+"""The kind of file that numbers lie in between passes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,19 +103,36 @@ def _cuts(
     """How each pass is cut, and what they hold at most; None where one cannot be, and the least that would do."""
     filed = isinstance(out, (str, os.PathLike))
     cuts, most = list[Cut | None](), 0
-    for place, made in enumerate(passes(job, source, filed, seats.apart)):
-        last = place == len(job.steps) - 1
-        sink = ForeseenSink(out, job.shape, job.dtype, shards) if last else ForeseenSink(None, made.written.shape, made.sink_dtype)
-        # The source is open to the end.
-        held = PROCESS_BYTES + job.held_bytes + source.held_bytes * seats.processes
-        # Between passes numbers are in memory, unless the output is a file: they are then as well, so that they outlast an interruption.
-        held += 0 if filed and not last else sink.held_bytes
-        held += 0 if filed or place == 0 else made.source.array.nbytes if made.source.array is not None else 0
-        found, taken = cut(made, sink, budget - held, seats.threads)
+    made = passes(job, source, filed, seats.apart)
+    # Between passes numbers are in memory, unless the output is a file: they are then as well, so that they outlast an interruption.
+    between = BETWEEN if filed else None
+    sinks = [
+        *(ForeseenSink(between, one.written.shape, one.sink_dtype) for one in made[:-1]),
+        ForeseenSink(out, job.shape, job.dtype, shards),
+    ]
+    # The source is open to the end.
+    always = PROCESS_BYTES + job.held_bytes + source.held_bytes * seats.processes
+    while len(cuts) < len(made):
+        place = len(cuts)
+        if filed and not seats.apart and place + 1 < len(made) and job.steps[place].written == job.steps[place + 1].read:
+            held = always + prod(made[place].written.shape) * made[place].sink_dtype.itemsize + sinks[place + 1].held_bytes
+            pair = made[place], _in_memory_between(made[place + 1])
+            if (both := cut_pair(*pair, sinks[place], sinks[place + 1], budget - held, seats.threads)) is not None:
+                most = max(most, held + both[1])
+                cuts += both[0]
+                continue
+        array = made[place].source.array
+        held = always + sinks[place].held_bytes + (array.nbytes if place and array is not None else 0)
+        found, taken = cut(made[place], sinks[place], budget - held, seats.threads)
         most = max(most, held + taken)
         cuts.append(found)
     whole = tuple(found for found in cuts if found is not None)
     return (whole if len(whole) == len(cuts) else None), most
+
+
+def _in_memory_between(second: Pass) -> Pass:
+    """A pass that reads what the one before made in memory."""
+    return replace(second, source=ForeseenSource(second.source.shape, second.source.dtype, True))
 
 
 def _told(job: Job, source: Source, filed: bool, cuts: tuple[Cut, ...], budget: int, peak: int, seats: Seats) -> ArrayPlan:
@@ -172,36 +194,47 @@ def run_job(planned: Planned, source: Source, out: Any, options: Options) -> Any
             shards = None if again else planned.shards
             return open_sink(path, job.shape, job.dtype, overwrite=options.overwrite, resume=again, shards=shards)
 
+        def between(place: int, again: bool) -> Sink:
+            return open_sink(scratch[place], made[place].written.shape, made[place].sink_dtype, overwrite=True, resume=again)
+
         run = open_now.enter_context(filed(path, facts, opened, options.restart))
-        for place, one in enumerate(made):
-            last = place == len(made) - 1
-            given = one if place == 0 else replace(one, source=open_now.enter_context(closing(open_source(scratch[place - 1]))))
-            count = given.count(planned.taken[place])
-            before = run.done.intersection(range(first, first + count))
+        place, end = 0, 0
+        while end < len(made):
+            place, end = end, end + 1 + planned.taken[end].among_next
+            now, cuts = made[place:end], planned.taken[place:end]
+            if place:
+                now[0] = replace(now[0], source=open_now.enter_context(closing(open_source(scratch[place - 1]))))
+            begin, first = first, first + sum(one.count(found) for one, found in zip(now, cuts, strict=True))
+            before = run.done.intersection(range(begin, first))
             tick(len(before))
-            if not last and len(before) == count and scratch[place].exists():
-                first += count
+            last = end == len(made)
+            if not last and len(before) == first - begin and scratch[end - 1].exists():
                 continue
-            target = run.sink
-            if not last:
-                target = open_sink(scratch[place], given.written.shape, given.sink_dtype, overwrite=True, resume=bool(before))
-            with nullcontext() if last else closing(target):
-                with run.notes(target) as note:
+            with ExitStack() as written:
+                target = run.sink if last else written.enter_context(closing(between(end - 1, bool(before))))
+                targets: list[Sink] = [target]
+                if len(now) > 1:
+                    kept = Between(written.enter_context(closing(between(place, bool(before)))), scratch[place], bool(before))
+                    targets = [kept, target]
+                    now[1] = replace(now[1], source=open_source(kept.numbers))
+                with run.notes(*targets) as note:
 
                     def ended(number: int, note: Callable[[int], None] = note) -> None:
                         note(number)
                         tick(1)
 
-                    if cluster is None:
-                        run_pass(given, target, planned.taken[place], first, before, ended)
+                    if len(now) > 1:
+                        Pair(now[0], now[1], kept, target, (cuts[0], cuts[1]), begin).run(before, ended)
+                    elif cluster is None:
+                        run_pass(now[0], target, cuts[0], begin, before, ended)
                     else:
-                        _run_apart(cluster, plan.operation, given, target, planned.taken[place], job.mapped_from, first, before, ended)
+                        _run_apart(cluster, plan.operation, now[0], target, cuts[0], job.mapped_from, begin, before, ended)
                 if not last:
                     target.finish()
-            first += count
         result = run.finish()
         for one in scratch:
             one.unlink(missing_ok=True)
+            remove(partial_of(one))
     return result
 
 

@@ -39,6 +39,8 @@ class Cut:
     lead: tuple[int, ...]
     rows: int
     columns: int
+    among_next: bool = False
+    """Whether these tasks run among those of the next pass, as soon as one of those needs what they make."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +80,13 @@ class Pass:
                 group = [Part(lead, rows, columns) for rows in tops]
                 yield from ([part] for part in group) if self.apart else [group]
 
+    def rows_of(self, cut: Cut) -> Iterator[list[Part]]:
+        """The same tasks, those beside each other together: planes after planes, each from the top down."""
+        tops, bands = self._edges(cut)
+        for lead in self.written.leads(cut.lead):
+            for rows in tops:
+                yield [Part(lead, rows, columns) for columns in bands]
+
     def count(self, cut: Cut) -> int:
         """How many tasks there are."""
         tops, bands = self._edges(cut)
@@ -97,24 +106,35 @@ class Pass:
         """Bytes that are held while the pass runs, beside what source and sink hold for themselves; the largest group's."""
         found = 0
         for group in self._kinds(cut):
-            part = max(group, key=lambda one: one.rows.length)
-            lanes = self.written.lanes(part.lead)
-            made = part.rows.length * part.columns.length
-            there = self.written.part_of(sink.array, part) is not None
             # The groups of a source that is read have a ring each, one group after the other.
             workers = cut.workers if self.apart or self.table is not None else min(cut.workers, len(group))
-            kept = 0 if there else lanes * made * self.sink_dtype.itemsize
-            kept += self.together(part) * part.columns.length * self.stage.dtype.itemsize if self.converts else 0
-            working = self.stage.scratch_bytes(part.rows.length, part.columns.length)
-            writing = sink.scratch_bytes(self.written.box(part))
-            around = self.around(group)
             rings, window = (workers, 1) if self.apart else (1, workers)
-            lasting = self._lasting(cut) if not self.apart and len(group) < ceil(self.stage.shape[0] / cut.rows) else 0
-            ring, reading = around.ring_bytes(window, lasting) if self.table is None else (0, 0)
-            # A task reads, then works, then writes; what it makes stays with its thread for the next.
-            task = kept + max(reading, working, writing)
-            found = max(found, workers * (task + around.index_bytes) + rings * ring)
-        return found + max(self.apart, 1) * self.stage.held_bytes + len(self._edges(cut)[0]) * PART_BYTES
+            kept, working, ring = self._held(group, cut, sink, window)
+            found = max(found, workers * (kept + working) + rings * ring)
+        return found + self.shared_bytes(cut)
+
+    def held_among(self, cut: Cut, sink: Sink, window: int) -> tuple[int, int, int]:
+        """What tasks hold that run among others: what a thread keeps of one, what one takes while it is at work, and the ring that they
+        share, where `window` of them in a row may be at work."""
+        kept, working, rings = zip(*(self._held(group, cut, sink, window) for group in self._kinds(cut)), strict=True)
+        return max(kept), max(working), max(rings)
+
+    def shared_bytes(self, cut: Cut) -> int:
+        """What all tasks share beside rows."""
+        return max(self.apart, 1) * self.stage.held_bytes + len(self._edges(cut)[0]) * PART_BYTES
+
+    def _held(self, group: Sequence[Part], cut: Cut, sink: Sink, window: int) -> tuple[int, int, int]:
+        """Of one task: what stays with its thread for the next, and the rest; and of the group's ring."""
+        part = max(group, key=lambda one: one.rows.length)
+        there = self.written.part_of(sink.array, part) is not None
+        kept = 0 if there else self.written.lanes(part.lead) * part.rows.length * part.columns.length * self.sink_dtype.itemsize
+        kept += self.together(part) * part.columns.length * self.stage.dtype.itemsize if self.converts else 0
+        around = self.around(group)
+        lasting = self._lasting(cut) if not self.apart and len(group) < ceil(self.stage.shape[0] / cut.rows) else 0
+        ring, reading = around.ring_bytes(window, lasting) if self.table is None else (0, 0)
+        # A task reads, then works, then writes.
+        working = self.stage.scratch_bytes(part.rows.length, part.columns.length)
+        return kept, max(reading, working, sink.scratch_bytes(self.written.box(part))) + around.index_bytes, ring
 
     def read_bytes(self, cut: Cut) -> int:
         """Bytes that the tasks read of the source, what several of them read counted as often; of an array in memory, its own."""

@@ -28,7 +28,7 @@ def tasks_apart(made: Pass, cut: Cut, sink: Sink) -> list[Callable[[], None]]:
 
 def _alone(made: Pass, sink: Sink, kept: Room, part: Part) -> None:
     around = made.around([part])
-    _Task(made, sink, around, 0, 0, part, around.rows_alone(kept), kept.array)()
+    PassTask(made, sink, around, 0, 0, part, around.rows_alone(kept), kept.array)()
 
 
 def run_pass(made: Pass, sink: Sink, cut: Cut, first: int, done: Collection[int], ended: Callable[[int], None]) -> int:
@@ -42,9 +42,9 @@ def run_pass(made: Pass, sink: Sink, cut: Cut, first: int, done: Collection[int]
             # No ring binds the groups: all of their tasks come one after the other.
             every = enumerate((made.around([part]), part) for group in made.groups(cut) for part in group)
             works = (
-                _Task(made, sink, around, 0, first + own, part, None, kept) for own, (around, part) in every if first + own not in done
+                PassTask(made, sink, around, 0, first + own, part, None, kept) for own, (around, part) in every if first + own not in done
             )
-            _run(pool, works, 2 * cut.workers, ended)
+            run_tasks(pool, works, 2 * cut.workers, ended)
             return made.count(cut)
         for group in made.groups(cut):
             left = [(own, part) for own, part in enumerate(group, number) if own not in done]
@@ -53,21 +53,23 @@ def run_pass(made: Pass, sink: Sink, cut: Cut, first: int, done: Collection[int]
                 continue
             around = made.around([part for _, part in left])
             ring = around.ring(cut.workers)
-            tasks = (_Task(made, sink, around, place, own, part, ring, kept) for place, (own, part) in enumerate(left))
-            _run(pool, tasks, cut.workers, ended, lambda oldest, ring=ring: ring.ended(oldest - 1))
+            tasks = (PassTask(made, sink, around, place, own, part, ring, kept) for place, (own, part) in enumerate(left))
+            run_tasks(pool, tasks, cut.workers, ended, lambda oldest, ring=ring: ring.ended(oldest - 1))
     return number - first
 
 
-def _run(
+def run_tasks(
     pool: Executor,
-    tasks: Iterable[_Task],
+    tasks: Iterable[PassTask],
     window: int,
     ended: Callable[[int], None],
     moved: Callable[[int], None] | None = None,
+    needed: Callable[[int], int] = lambda place: -1,
 ) -> None:
-    begun: dict[int, _Task] = {}
+    """Run them as `run_in_turn` does; `ended` is called with the number of each."""
+    begun: dict[int, PassTask] = {}
 
-    def each() -> Iterator[_Task]:
+    def each() -> Iterator[PassTask]:
         for place, task in enumerate(tasks):
             begun[place] = task
             yield task
@@ -75,11 +77,11 @@ def _run(
     def end(place: int) -> None:
         ended(begun.pop(place).number)
 
-    run_in_turn(pool, each(), window, end, moved)
+    run_in_turn(pool, each(), window, end, moved, needed)
 
 
 @dataclass(frozen=True, eq=False)
-class _Task:
+class PassTask:
     """One part, from its rows to the sink."""
 
     made: Pass

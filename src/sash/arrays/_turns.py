@@ -13,8 +13,9 @@ def run_in_turn(
     window: int,
     ended: Callable[[int], None],
     moved: Callable[[int], None] | None = None,
+    needed: Callable[[int], int] = lambda place: -1,
 ) -> None:
-    """Run all tasks, in order, each started only when those more than `window` - 1 before it have ended.
+    """Run all tasks, in order, each started only when those more than `window` - 1 before it have ended, and those up to `needed` of it.
 
     `ended` is called with the place of each task that has, from its own thread, before that takes another one; `moved` with that of the
     first that has not, when it is another one, from the thread that calls this. What a task raises is raised here, once those at work have
@@ -42,7 +43,7 @@ def run_in_turn(
 
     try:
         for place, task in enumerate(tasks):
-            while place - oldest >= window:
+            while place - oldest >= window or oldest <= needed(place):
                 settle()
             running[pool.submit(whole, task, place)] = place
         while running:
