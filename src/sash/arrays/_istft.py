@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +24,7 @@ from sash.arrays._running import PROCESS_BYTES, THREAD_BYTES, Options, does_not_
 from sash.arrays._spectra_device import STARTING_BYTES, signal_bytes, signal_on
 from sash.arrays._store import Sink, open_sink, open_source
 from sash.arrays._store_tensor import TensorSource
-from sash.arrays._tasks import KEPT, KEPT_APART, MOST_TASK_BYTES, TURNS, Cut, longest, run_job, threads_for
+from sash.arrays._tasks import KEPT, KEPT_APART, MOST_TASK_BYTES, TURNS, Cut, Tasks, longest, run_job, threads_for
 from sash.arrays._written import chunks_of, output_kind, write_bytes
 from sash.window import Interval
 
@@ -96,10 +95,15 @@ class _Work:
     device: torch.device | None
 
     @property
-    def parts(self) -> list[tuple[int, Interval]]:
-        """Lane and samples of each task."""
+    def count(self) -> int:
+        """Tasks."""
+        return self.inverse.lanes * ceil(self.inverse.length / self.cut.step)
+
+    def part(self, number: int) -> tuple[int, Interval]:
+        """Lane and samples of a task."""
         length, step = self.inverse.length, self.cut.step
-        return [(lane, Interval(at, min(at + step, length))) for lane in range(self.inverse.lanes) for at in range(0, length, step)]
+        lane, place = divmod(number, ceil(length / step))
+        return lane, Interval(place * step, min((place + 1) * step, length))
 
     @property
     def written_bytes(self) -> int:
@@ -112,7 +116,7 @@ class _Work:
         inverse = self.inverse
         size = inverse.window.size
         method = f"inverse real FFT of {size}, {inverse.block} frames at a time, overlap-add"
-        reads = (inverse.box(lane, inverse.frames(part)) for lane, part in self.parts)
+        reads = (inverse.box(lane, inverse.frames(part)) for lane, part in map(self.part, range(self.count)))
         # A rounding for each of the transform's steps, enlarged where the windows add up to little.
         enlarged = np.sqrt(inverse.sums[-1].max() / inverse.sums[-1].min())
         error = float(np.finfo(inverse.taps.dtype).eps * max(log2(size), 1) * enlarged)
@@ -121,7 +125,7 @@ class _Work:
             method=method,
             shape=inverse.shape,
             dtype=inverse.taps.dtype.name,
-            tasks=len(self.parts),
+            tasks=self.count,
             task_shape=(1, 1, min(self.cut.step, inverse.length)),
             workers=self.cut.workers,
             passes=1,
@@ -142,14 +146,14 @@ class _Work:
             tasks, workers, written = self._tasks, self.cut.workers, self.written_bytes
             return run_job(self.told, self.out, self._facts, self._open, tasks, workers, written, self.options, threads, able)
 
-    def _tasks(self, sink: Sink) -> list[Callable[[], None]]:
+    def _tasks(self, sink: Sink) -> Tasks:
         if self.device is not None:
             if isinstance(self.inverse.source, TensorSource):
                 settle(self.device)
-            waiting = staging(self.device)
-            return [partial(signal_on, self.device, self.inverse, sink, waiting, lane, part) for lane, part in self.parts]
-        room = Room(aligned)
-        return [partial(synthesize, self.inverse, sink, room, lane, part) for lane, part in self.parts]
+            work = partial(signal_on, self.device, self.inverse, sink, staging(self.device))
+        else:
+            work = partial(synthesize, self.inverse, sink, Room(aligned))
+        return Tasks(self.count, lambda number: partial(work, *self.part(number)))
 
     def _open(self, again: bool) -> Sink:
         inverse = self.inverse

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +26,7 @@ from sash.arrays._spectra_device import STARTING_BYTES, spectra_bytes, spectra_o
 from sash.arrays._spectrogram import Picture
 from sash.arrays._store import Sink, open_sink, open_source
 from sash.arrays._store_tensor import TensorSink, TensorSource
-from sash.arrays._tasks import KEPT, KEPT_APART, MOST_TASK_BYTES, TURNS, Cut, longest, run_job, run_tasks, threads_for
+from sash.arrays._tasks import KEPT, KEPT_APART, MOST_TASK_BYTES, TURNS, Cut, Tasks, longest, run_job, run_tasks, threads_for
 from sash.arrays._written import by_frames, chunks_of, output_kind, write_bytes
 from sash.errors import InputError
 from sash.window import Interval
@@ -150,14 +149,16 @@ class _Work:
         return np.dtype(np.uint8) if self.picture is not None else self.made.dtype
 
     @property
-    def parts(self) -> list[tuple[Interval, Interval]]:
-        """Lanes and frames of each task."""
+    def count(self) -> int:
+        """Tasks."""
+        return ceil(self.lanes.count / self.cut.lanes) * ceil(self.frames.count / self.cut.step)
+
+    def part(self, number: int) -> tuple[Interval, Interval]:
+        """Lanes and frames of a task."""
         cut, count = self.cut, self.frames.count
-        return [
-            (Interval(lane, min(lane + cut.lanes, self.lanes.count)), Interval(first, min(first + cut.step, count)))
-            for lane in range(0, self.lanes.count, cut.lanes)
-            for first in range(0, count, cut.step)
-        ]
+        group, place = divmod(number, ceil(count / cut.step))
+        lane, first = group * cut.lanes, place * cut.step
+        return Interval(lane, min(lane + cut.lanes, self.lanes.count)), Interval(first, min(first + cut.step, count))
 
     @property
     def written_bytes(self) -> int:
@@ -168,7 +169,8 @@ class _Work:
     def plan(self) -> ArrayPlan:
         """What will be done."""
         source, frames = self.lanes.source, self.frames
-        reads = (self.lanes.box(lanes, frames.window.reads(*part, frames.length)) for lanes, part in self.parts)
+        parts = map(self.part, range(self.count))
+        reads = (self.lanes.box(lanes, frames.window.reads(*part, frames.length)) for lanes, part in parts)
         method = f"real FFT of {frames.size}, {frames.block} frames at a time"
         # Of spectra: as a share of the largest that samples of this range can have, a rounding for each of the transform's steps.
         error = float(np.finfo(frames.taps.dtype).eps * max(log2(frames.size), 1) * np.abs(frames.taps).sum() / self.lanes.scale)
@@ -177,7 +179,7 @@ class _Work:
             method=method,
             shape=self.shape,
             dtype=self.dtype.name,
-            tasks=len(self.parts),
+            tasks=self.count,
             task_shape=(self.cut.lanes, self.made.rows, min(self.cut.step, frames.count)),
             workers=self.cut.workers,
             passes=1,
@@ -200,14 +202,14 @@ class _Work:
             tasks, workers, written = self._tasks, self.cut.workers, self.written_bytes
             return run_job(self.told, self.out, self._facts, self._open, tasks, workers, written, self.options, threads, able)
 
-    def _tasks(self, sink: Sink | Picture) -> list[Callable[[], None]]:
+    def _tasks(self, sink: Sink | Picture) -> Tasks:
         if self.device is not None:
             if isinstance(self.lanes.source, TensorSource):
                 settle(self.device)
-            waiting = staging(self.device)
-            return [partial(spectra_on, self.device, self.lanes, self.frames, self.made, sink, waiting, *part) for part in self.parts]
-        room = Room(aligned)
-        return [partial(_task, self, sink, room, *part) for part in self.parts]
+            work = partial(spectra_on, self.device, self.lanes, self.frames, self.made, sink, staging(self.device))
+        else:
+            work = partial(_task, self, sink, Room(aligned))
+        return Tasks(self.count, lambda number: partial(work, *self.part(number)))
 
     def _open(self, again: bool) -> Sink:
         if self.out is None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -127,7 +126,9 @@ class ZarrSink(Sink):
         self.shape, self.dtype = tuple(array.shape), np.dtype(array.dtype)
         self.grain = tuple(array.shards or array.chunks)
         self._array, self._target = array, target
-        self._synced: dict[str, tuple[int, int]] = {}
+        self._newest_ns = 0
+        """The last change of what the last flush put on the disk. Not a list of files: a long job has many, and would hold more than a
+        short one."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process writes to the same folder, other shards.
@@ -139,18 +140,17 @@ class ZarrSink(Sink):
 
     def flush(self) -> None:
         """Make the shards that were written outlast the machine: those of other processes, and of one that was killed, as well."""
-        now, root = time.time_ns(), str(self._target.partial)
+        # Clocks of files go by steps: what changed just before may have changed once more.
+        root, since = str(self._target.partial), self._newest_ns - _STEP_NS
         with self._target.room(prod(self.shape) * self.dtype.itemsize):
-            for place, state in [*_states(root), (root, os.stat(root))]:
-                found = state.st_ino, state.st_mtime_ns
-                if self._synced.get(place) == found:
-                    continue
-                # One that zarr has not given its name yet is gone by now.
-                with suppress(FileNotFoundError):
-                    sync(place)
-                # Clocks of files go by steps: what changed just now may change once more at the same time.
-                if now - state.st_mtime_ns > _STEP_NS:
-                    self._synced[place] = found
+            # Looked at first: what comes while others are synced is newer, and has its turn the next time.
+            newest = max((_changed_ns(state) for _, state in _states(root)), default=0)
+            for place, state in chain(_states(root), [(root, os.stat(root))]):
+                if _changed_ns(state) >= since:
+                    # One that zarr has not given its name yet is gone by now.
+                    with suppress(FileNotFoundError):
+                        sync(place)
+        self._newest_ns = newest
 
     def finish(self) -> Path:
         """The path; the folder appears under its name."""
@@ -330,6 +330,11 @@ def _states(folder: str) -> Iterator[tuple[str, os.stat_result]]:
                 yield from _states(entry.path)
             with suppress(FileNotFoundError):
                 yield entry.path, entry.stat(follow_symlinks=False)
+
+
+def _changed_ns(state: os.stat_result) -> int:
+    """When it was written or named, by the file system's clock."""
+    return max(state.st_mtime_ns, state.st_ctime_ns)
 
 
 def _metadata(path: Path) -> Path:

@@ -61,6 +61,21 @@ class Cut:
         return blocks_kept(_MAPPED_ALONE) if self.keeps else blocks_given_back(mapped_from(source))
 
 
+class Tasks(Sequence[Callable[[], None]]):
+    """Tasks by number, each made when it is asked for: a list of all would grow with the job."""
+
+    def __init__(self, many: int, made: Callable[[int], Callable[[], None]]) -> None:
+        self._many, self._made = many, made
+
+    def __len__(self) -> int:
+        return self._many
+
+    def __getitem__(self, place: Any) -> Any:
+        if not 0 <= place < self._many:
+            raise IndexError(place)
+        return self._made(place)
+
+
 def longest(unit: int, wanted: int, fits: Callable[[int], bool]) -> int | None:
     """The largest unit times a power of two, up to `wanted`, that fits; None where the unit itself does not."""
     if not fits(unit):
@@ -169,4 +184,4 @@ def run_tasks(
             apart(left, end)
             return
         with threads(workers) as pool:
-            run_in_turn(pool, [tasks[number] for number in left], 2 * workers, lambda place: end(left[place]))
+            run_in_turn(pool, (tasks[number] for number in left), 2 * workers, lambda place: end(left[place]))
