@@ -47,6 +47,8 @@ def _limits(mapped_from: int, trimmed_from: int) -> Iterator[ctypes.CDLL | None]
     library = ctypes.CDLL(None)
     library.mallopt(_MAPPED_FROM, mapped_from)
     library.mallopt(_TRIMMED_FROM, trimmed_from)
+    # What was freed before, as by planning, lies in the heap of one thread, and others would not take it.
+    library.malloc_trim(0)
     try:
         yield library
     finally:

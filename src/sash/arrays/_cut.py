@@ -71,7 +71,7 @@ def _tallest(made: Pass, sink: Sink, most: Cut, room: int) -> tuple[Cut | None, 
 
     def tried(count: int) -> tuple[Cut, int]:
         found = replace(most, rows=min(count * grain, ceil(height / grain) * grain))
-        return found, made.peak_bytes(found, sink) + most.workers * THREAD_BYTES
+        return found, made.peak_bytes(found, sink) + min(most.workers, made.count(found)) * THREAD_BYTES
 
     # Memory grows with the rows: where the fewest take too much, no others need be tried.
     fewest, least = tried(low)

@@ -137,6 +137,7 @@ def share_off(taps: np.ndarray, exact: np.ndarray) -> float:
     return float(worst) / max(float(np.abs(exact).sum()), np.finfo(float).tiny)
 
 
+@lru_cache(maxsize=16)
 def _coarsest(sigma: float, order: int, degree: int, tolerance: float) -> Multirate | None:
     """The largest step whose error is within the tolerance; None where even 2 is not.
 
@@ -156,7 +157,6 @@ def _coarsest(sigma: float, order: int, degree: int, tolerance: float) -> Multir
     return None
 
 
-@lru_cache(maxsize=256)
 def multirate(sigma: float, order: int, step: int, degree: int, tolerance: float) -> Multirate:
     """The filter of a step and degree, with its error; what is cut off its coarse taps takes a tenth of the tolerance."""
     down = _spline(degree, np.arange(1 - _half(degree, step), _half(degree, step)) / step) / step

@@ -107,7 +107,8 @@ class Pass:
         found = 0
         for group in self._kinds(cut):
             # The groups of a source that is read have a ring each, one group after the other.
-            workers = cut.workers if self.apart or self.table is not None else min(cut.workers, len(group))
+            many = self.count(cut) if self.apart or self.table is not None else len(group)
+            workers = min(cut.workers, many)
             rings, window = (workers, 1) if self.apart else (1, workers)
             kept, working, ring = self._held(group, cut, sink, window)
             found = max(found, workers * (kept + working) + rings * ring)

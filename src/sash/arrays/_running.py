@@ -23,9 +23,9 @@ MAPPED_FROM = 256 << 10
 glibc kept up to twenty a worker."""
 
 
-PROCESS_BYTES = 320 << 10
-"""What a job takes once, whatever its size: small objects of its plan, its pool and its files, and what the system's count of pages is
-ahead or behind by, up to 64 pages of a processor."""
+PROCESS_BYTES = 448 << 10
+"""What a job takes once, whatever its size: small objects of its plan, its pool and its files, filters that were tried, and what the
+system's count of pages is ahead or behind by, up to 64 pages of a processor."""
 THREAD_BYTES = 176 << 10
 """What a worker takes beside its arrays: its stack, and what the C library keeps of its small blocks, up to 128 KiB."""
 LEAST_MAPPED = 64 << 10

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from sash.arrays._room import Room, plain
 from sash.arrays._store_sink import Sink, Target, remove
 from sash.arrays._store_source import Box, Seen, Source, checked_dtype, checked_shape, fetched, lengths
 from sash.errors import InputError
@@ -26,6 +27,8 @@ from sash.errors import InputError
 BUFFER = 1 << 18
 """Bytes that go through a buffer at a time, where a part does not lie together in memory as it does in the file."""
 
+_BUFFERS = Room(plain)
+"""One a thread, for reading and writing: blocks of a little less than the C library maps by themselves would each stay in its heap."""
 _PAGE = 4096
 """A gap in the file up to this long is read along: the disk would fetch it anyway."""
 _CALL = 1 << 30
@@ -114,7 +117,7 @@ class RawSource(Source):
         strides = _strides(shape)
         below = shape[axis + 1 :]
         step = max(1, BUFFER // (strides[axis] * self.dtype.itemsize))
-        buffer = np.empty((min(step, box[axis].length), *below), self.dtype)
+        buffer = _BUFFERS.array("raw", (min(step, box[axis].length), *below), self.dtype)
         for place in product(*(range(*part) for part in box[:axis])):
             start = sum(index * stride for index, stride in zip(place, strides, strict=False))
             part = into[tuple(index - edge.start for index, edge in zip(place, box, strict=False))]
@@ -125,7 +128,7 @@ class RawSource(Source):
                 part[done : done + count] = buffer[:count, box[axis + 1].start : box[axis + 1].stop]
 
     def _read(self, offset: int, piece: np.ndarray) -> None:
-        whole = piece if piece.flags.c_contiguous else np.empty(piece.shape, piece.dtype)
+        whole = piece if piece.flags.c_contiguous else _BUFFERS.array("raw", piece.shape, piece.dtype)
         view = whole.reshape(-1).view(np.uint8).data
         done = 0
         while done < len(view):
@@ -208,7 +211,11 @@ class RawSink(Sink):
     def _put(self, box: Box, part: np.ndarray) -> None:
         with self._target.room(prod(self.shape) * self.dtype.itemsize):
             for start, piece in _pieces(self.shape, box, part):
-                view = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
+                whole = piece
+                if not piece.flags.c_contiguous:
+                    whole = _BUFFERS.array("raw", piece.shape, piece.dtype)
+                    whole[...] = piece
+                view = whole.reshape(-1).view(np.uint8).data
                 offset = self._offset + start * self.dtype.itemsize
                 done = 0
                 while done < len(view):

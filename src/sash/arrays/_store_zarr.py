@@ -82,8 +82,11 @@ class ZarrSource(Source):
                     fetched(file.fileno(), 0, os.fstat(file.fileno()).st_size)
 
     def scratch_bytes(self, box: Box) -> int:
-        """Of one call's chunks: encoded, decoded, and of shards put together; and the shard's index."""
-        return (3 if self._array.shards else 2) * prod(self._step(box)) * self._chunk_bytes + _DECODER_BYTES + 3 * self._index_bytes
+        """Of one call's chunks, some at a time: encoded and decoded; those of shards all encoded and put together; the shard's index."""
+        count = prod(self._step(box))
+        some = min(count, _at_once())
+        held = 2 * count + some if self._array.shards else 2 * some
+        return held * self._chunk_bytes + _DECODER_BYTES + 3 * self._index_bytes
 
     @property
     def _chunk_bytes(self) -> int:
@@ -335,6 +338,11 @@ def _states(folder: str) -> Iterator[tuple[str, os.stat_result]]:
 def _changed_ns(state: os.stat_result) -> int:
     """When it was written or named, by the file system's clock."""
     return max(state.st_mtime_ns, state.st_ctime_ns)
+
+
+def _at_once() -> int:
+    """Chunks that zarr works on at once in one call, at most."""
+    return _zarr("reading").config.get("async.concurrency") or _TOGETHER
 
 
 def _metadata(path: Path) -> Path:
