@@ -249,7 +249,7 @@ def test_an_output_that_is_there_is_not_written_over(tmp_path):
 KILLED = """
 import sys
 from sash import arrays
-arrays.blur(sys.argv[1], float(sys.argv[2]), sys.argv[3], budget="3 MB", workers=2)
+arrays.blur(sys.argv[1], float(sys.argv[2]), sys.argv[3], budget=sys.argv[4], workers=2)
 """
 
 
@@ -262,17 +262,17 @@ def kill_when_begun(child, journal):
 
 
 @pytest.mark.parametrize("reboot", [False, True])
-@pytest.mark.parametrize("sigma", [3, 30])
-def test_a_killed_run_is_taken_up_and_ends_with_the_same_bits(tmp_path, sigma, reboot, monkeypatch):
+@pytest.mark.parametrize(("sigma", "budget"), [(3, "3 MB"), (30, "3 MB"), (30, "8 MB")], ids=["direct", "two rates", "two rates at once"])
+def test_a_killed_run_is_taken_up_and_ends_with_the_same_bits(tmp_path, sigma, budget, reboot, monkeypatch):
     array = RNG.random((20000, 700), dtype=np.float32)
     np.save(tmp_path / "in.npy", array)
     out, journal = tmp_path / "out.npy", tmp_path / "out.npy.journal"
-    child = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "in.npy"), str(sigma), str(out)])
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "in.npy"), str(sigma), str(out), budget])
     kill_when_begun(child, journal)
     assert not out.exists()
     if reboot:
         monkeypatch.setattr("sash.arrays._journal.boot", lambda: "another")
-    arrays.blur(tmp_path / "in.npy", sigma, out, budget="3 MB", workers=2)
+    arrays.blur(tmp_path / "in.npy", sigma, out, budget=budget, workers=2)
     np.testing.assert_array_equal(np.load(out), arrays.blur(array, sigma))
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["in.npy", "out.npy"]
 

@@ -3,13 +3,16 @@
 import errno
 import json
 import os
+import sys
+import tracemalloc
+from pathlib import Path
 from threading import Event
 from time import sleep
 
 import numpy as np
 import pytest
 
-from sash.arrays import _filed, _journal, _store_raw
+from sash.arrays import _filed, _journal, _store_raw, _store_zarr
 from sash.arrays._filed import filed
 from sash.arrays._store import open_sink
 from sash.errors import InputError
@@ -155,3 +158,35 @@ def test_shards_of_other_processes_are_made_to_outlast_the_machine(tmp_path, mon
     assert f"{root}/c/0/0" in synced
     # A folder comes after what is in it.
     assert synced.index(f"{root}/c/0/0") < synced.index(f"{root}/c/0") < synced.index(f"{root}/c") < synced.index(root)
+
+
+def test_shards_that_are_on_the_disk_are_not_synced_again(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(_store_zarr, "sync", lambda place: synced.append(Path(place).name))
+    monkeypatch.setattr(_store_zarr, "_STEP_NS", 10**7)
+    sink = opened_at(tmp_path / "a.zarr")(False)
+    for number in range(1, 5):
+        synced.clear()
+        task(sink, number)
+        sleep(0.03)
+        sink.flush()
+        # The newest of before may have changed at the same tick of the file system's clock; and folders have a new name in them.
+        assert {str(number)} <= set(synced) <= {str(number), str(number - 1), "0", "c", "a.zarr.partial", "zarr.json"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files are listed by the C library")
+def test_to_make_many_shards_outlast_the_machine_takes_no_more_memory_than_few(tmp_path, monkeypatch):
+    monkeypatch.setattr(_store_zarr, "sync", lambda place: None)
+    sink = opened_at(tmp_path / "a.zarr")(False)
+    folder = tmp_path / "a.zarr.partial" / "c" / "0"
+    folder.mkdir(parents=True)
+    held = []
+    for count in (50, 2000):
+        for number in range(count):
+            (folder / f"{number}").touch()
+        tracemalloc.start()
+        sink.flush()
+        sink.flush()
+        held.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert held[1] <= held[0] + 4096

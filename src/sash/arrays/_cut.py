@@ -53,8 +53,8 @@ def halvings(made: Pass, sink: Sink) -> list[int]:
 def _most(made: Pass, sink: Sink, workers: int, columns: int) -> Cut:
     """The most rows that are wanted of a task, whole grains of them: with fewer more is done twice."""
     lead, grain, _ = made.written.grain(sink.grain)
-    lead = _together(made, lead, columns)
     height = made.stage.shape[0]
+    lead = together(made, lead, height * columns * made.written.channels)
     lanes = made.written.lanes(tuple(Interval(0, count) for count in lead))
     row_bytes = lanes * columns * made.sink_dtype.itemsize
     unit = made.stage.unit[0]
@@ -88,11 +88,10 @@ def _tallest(made: Pass, sink: Sink, most: Cut, room: int) -> tuple[Cut | None, 
     return fewest, least
 
 
-def _together(made: Pass, grain: tuple[int, ...], columns: int) -> tuple[int, ...]:
-    """Places of leading axes that a task takes together: small planes several at once."""
+def together(made: Pass, grain: tuple[int, ...], numbers: int) -> tuple[int, ...]:
+    """Places of leading axes that a task takes together, of so many numbers each: small planes several at once."""
     if not grain:
         return grain
-    numbers = made.stage.shape[0] * columns * made.written.channels
     more = max(LEAST_NUMBERS // max(numbers, 1) // grain[-1], 1) * grain[-1]
     return (*grain[:-1], min(more, ceil(made.written.shape[len(grain) - 1] / grain[-1]) * grain[-1]))
 

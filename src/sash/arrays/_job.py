@@ -212,25 +212,29 @@ def run_job(planned: Planned, source: Source, out: Any, options: Options) -> Any
                 continue
             with ExitStack() as written:
                 target = run.sink if last else written.enter_context(closing(between(end - 1, bool(before))))
-                targets: list[Sink] = [target]
+                pair = None
                 if len(now) > 1:
-                    kept = Between(written.enter_context(closing(between(place, bool(before)))), scratch[place], bool(before))
-                    targets = [kept, target]
-                    now[1] = replace(now[1], source=open_source(kept.numbers))
+                    kept = written.enter_context(closing(Between(between(place, bool(before)), scratch[place], bool(before))))
+                    second = replace(now[1], source=open_source(kept.numbers))
+                    pair = Pair(now[0], second, kept, target, (cuts[0], cuts[1]), begin)
+                    # Closed, it lets go of its numbers; no name is to hold them for the passes to come.
+                    del kept, second
+                targets: list[Sink] = [target] if pair is None else [pair.between, target]
                 with run.notes(*targets) as note:
 
                     def ended(number: int, note: Callable[[int], None] = note) -> None:
                         note(number)
                         tick(1)
 
-                    if len(now) > 1:
-                        Pair(now[0], now[1], kept, target, (cuts[0], cuts[1]), begin).run(before, ended)
+                    if pair is not None:
+                        pair.run(before, ended)
                     elif cluster is None:
                         run_pass(now[0], target, cuts[0], begin, before, ended)
                     else:
                         _run_apart(cluster, plan.operation, now[0], target, cuts[0], job.mapped_from, begin, before, ended)
                 if not last:
                     target.finish()
+                del pair
         result = run.finish()
         for one in scratch:
             one.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sash.arrays._cut import LEAST_NUMBERS, TURNS, halvings
+from sash.arrays._cut import LEAST_NUMBERS, TURNS, halvings, together
 from sash.arrays._pass import Cut, Pass
 from sash.arrays._pass_run import PassTask, run_tasks
 from sash.arrays._planes import Part
@@ -64,10 +64,13 @@ class Between(Sink):
 
 def cut_pair(first: Pass, second: Pass, between: Sink, sink: Sink, room: int, workers: int) -> tuple[tuple[Cut, Cut], int] | None:
     """How two passes are cut that run at once within `room` bytes, beside what lies between them; and what they hold. None where they
-    do not fit, or what lies between is not laid out as the second takes it: then one after the other might."""
+    do not fit, the first has too few rows to share, or what lies between is not laid out as the second takes it: then one after the other
+    might."""
     most = MOST_BYTES if second.table is not None else 0
     while most >= LEAST_BYTES:
         cuts = _reading(first, between, workers, most // READ_SHARE), _writing(second, sink, workers, most)
+        if first.count(cuts[0]) < TURNS * workers:
+            return None
         held = [
             made.held_among(one, into, WINDOW * workers) for made, one, into in zip((first, second), cuts, (between, sink), strict=True)
         ]
@@ -83,7 +86,7 @@ def cut_pair(first: Pass, second: Pass, between: Sink, sink: Sink, room: int, wo
 def _reading(made: Pass, sink: Sink, workers: int, nbytes: int) -> Cut:
     """All columns, and as many rows as are made of so many bytes: the next pass can begin once the first rows are there."""
     (height, width), (deep, wide) = made.stage.shape, made.read.size
-    lead = _planes_together(made, made.written.grain(sink.grain)[0], deep * wide * made.read.channels)
+    lead = together(made, made.written.grain(sink.grain)[0], deep * wide * made.read.channels)
     lanes = made.read.lanes(tuple(Interval(0, count) for count in lead))
     one, two = (made.stage.reads(Interval(0, rows), Interval(0, width))[0].length for rows in (1, 2))
     rows = nbytes // max((two - one) * lanes * wide * made.source.dtype.itemsize, 1)
@@ -93,21 +96,13 @@ def _reading(made: Pass, sink: Sink, workers: int, nbytes: int) -> Cut:
 def _writing(made: Pass, sink: Sink, workers: int, most: int) -> Cut:
     """As wide as can be, so that the rows from the top on are enough to begin with; whole grains of the sink."""
     (height, width), (lead, grain, _) = made.stage.shape, made.written.grain(sink.grain)
-    lead = _planes_together(made, lead, height * width * made.written.channels)
+    lead = together(made, lead, height * width * made.written.channels)
     each = made.written.lanes(tuple(Interval(0, count) for count in lead)) * made.sink_dtype.itemsize
     widths = halvings(made, sink)
     columns = next((columns for columns in widths if each * grain * columns <= most), widths[-1])
     few = ceil(LEAST_NUMBERS * made.sink_dtype.itemsize / (each * columns))
     rows = min(most // (each * columns), max(ceil(height / (TURNS * workers)), few))
     return Cut(workers, lead, min(max(rows // grain, 1) * grain, ceil(height / grain) * grain), columns)
-
-
-def _planes_together(made: Pass, grain: tuple[int, ...], numbers: int) -> tuple[int, ...]:
-    """Places of leading axes that a task takes together: small planes several at once."""
-    if not grain:
-        return grain
-    more = max(LEAST_NUMBERS // max(numbers, 1) // grain[-1], 1) * grain[-1]
-    return (*grain[:-1], min(more, ceil(made.written.shape[len(grain) - 1] / grain[-1]) * grain[-1]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +132,7 @@ class _Order:
         self._pair, self._done = pair, done
         self._kept = Room(plain).array
         self._place, self._oldest = 0, 0
-        self._rings: dict[int, tuple[int, int, Ring]] = {}
+        self._begun: dict[int, tuple[int, int, Ring | None]] = {}
         """Of tasks of the first pass that were begun and have not ended, by place: their index, and that in their ring."""
         self._waits: dict[int, int] = {}
         """Index of the last task of the first pass that one must wait for, by place."""
@@ -150,43 +145,46 @@ class _Order:
         for own, part in self._seconds():
             last = self._last_read(part)
             while ready is not None and ready[0] <= last + ahead:
-                yield self._begun(*ready)
+                yield self._begin(*ready)
                 ready = next(firsts, None)
             self._waits[self._place] = last
             self._place += 1
             yield PassTask(pair.second, pair.sink, pair.second.around([part]), 0, own, part, None, self._kept)
         while ready is not None:
-            yield self._begun(*ready)
+            yield self._begin(*ready)
             ready = next(firsts, None)
 
     def needed(self, place: int) -> int:
         """The place of the last task that is to have ended before one begins."""
         last = self._waits.get(place, -1)
-        return max((at for at, (index, _, _) in self._rings.items() if index <= last), default=-1)
+        return max((at for at, (index, _, _) in self._begun.items() if index <= last), default=-1)
 
     def moved(self, oldest: int) -> None:
         """All tasks before a place have ended."""
         for place in range(self._oldest, oldest):
             self._waits.pop(place, None)
-            if (found := self._rings.pop(place, None)) is not None:
-                found[2].ended(found[1])
+            _, at, ring = self._begun.pop(place, (-1, -1, None))
+            if ring is not None:
+                ring.ended(at)
         self._oldest = oldest
 
-    def _begun(self, index: int, at: int, first: int, ring: Ring, task: PassTask) -> PassTask:
-        self._rings[self._place] = index, at, ring
+    def _begin(self, index: int, at: int, first: int, ring: Ring | None, task: PassTask) -> PassTask:
+        self._begun[self._place] = index, at, ring
         # Rows of another group come when those of the one before have gone.
         self._waits[self._place] = first - 1
         self._place += 1
         return task
 
-    def _firsts(self) -> Iterator[tuple[int, int, int, Ring, PassTask]]:
-        """Tasks of the first pass that are left: index, index in the ring, the index that the group begins with, ring, task."""
+    def _firsts(self) -> Iterator[tuple[int, int, int, Ring | None, PassTask]]:
+        """Tasks of the first pass that are left: index, index in the ring, the index that the group begins with, ring, task. What lies in
+        memory already needs no ring."""
         pair, first = self._pair, 0
+        alone = pair.first.table is not None
         for group in pair.first.groups(pair.cuts[0]):
             left = [(index, part) for index, part in enumerate(group, first) if pair.number + index not in self._done]
             if left:
                 around = pair.first.around([part for _, part in left])
-                ring = around.ring(WINDOW * pair.cuts[0].workers)
+                ring = None if alone else around.ring(WINDOW * pair.cuts[0].workers)
                 for at, (index, part) in enumerate(left):
                     task = PassTask(pair.first, pair.between, around, at, pair.number + index, part, ring, self._kept)
                     yield index, at, first, ring, task
@@ -208,6 +206,6 @@ class _Order:
         height = pair.first.stage.shape[0]
         rows = pair.second.stage.reads(part.rows, part.columns)[0].clip(height)
         group = 0
-        for axis, (one, together) in enumerate(zip(part.lead, cut.lead, strict=True)):
-            group = group * ceil(pair.first.written.shape[axis] / together) + (one.stop - 1) // together
+        for size, one, count in zip(pair.first.written.shape, part.lead, cut.lead, strict=False):
+            group = group * ceil(size / count) + (one.stop - 1) // count
         return group * ceil(height / cut.rows) + max(rows.stop - 1, 0) // cut.rows
