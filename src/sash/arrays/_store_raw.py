@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from sash.arrays._room import Room, plain
+from sash.arrays._room import Room
 from sash.arrays._store_sink import Sink, Target, remove
 from sash.arrays._store_source import Box, Seen, Source, checked_dtype, checked_shape, fetched, lengths
 from sash.errors import InputError
@@ -27,8 +27,6 @@ from sash.errors import InputError
 BUFFER = 1 << 18
 """Bytes that go through a buffer at a time, where a part does not lie together in memory as it does in the file."""
 
-_BUFFERS = Room(plain)
-"""One a thread, for reading and writing: blocks of a little less than the C library maps by themselves would each stay in its heap."""
 _PAGE = 4096
 """A gap in the file up to this long is read along: the disk would fetch it anyway."""
 _CALL = 1 << 30
@@ -94,7 +92,7 @@ class RawSource(Source):
         self._file = -1
 
     def _fill(self, box: Box, into: np.ndarray) -> None:
-        pages, inner = box[: self._paged], box[self._paged :]
+        pages, inner, room = box[: self._paged], box[self._paged :], Room(_buffer)
         axis = self._gapped(inner)
         strides = _strides(self.shape[: self._paged])
         for place in product(*(range(*page) for page in pages)):
@@ -102,9 +100,9 @@ class RawSource(Source):
             offset = self._offsets[sum(index * stride for index, stride in zip(place, strides, strict=True))]
             if axis is None:
                 for start, piece in _pieces(self.shape[self._paged :], inner, part):
-                    self._read(int(offset) + start * self.dtype.itemsize, piece)
+                    self._read(int(offset) + start * self.dtype.itemsize, piece, room)
             else:
-                self._read_along(int(offset), axis, inner, part)
+                self._read_along(int(offset), axis, inner, part, room)
         if not self._stored.isnative:
             into.byteswap(inplace=True)
         self._seen.check(self._file)
@@ -112,23 +110,23 @@ class RawSource(Source):
     def _gapped(self, box: Box) -> int | None:
         return gapped(self.shape[self._paged :], box, self.dtype.itemsize)
 
-    def _read_along(self, offset: int, axis: int, box: Box, into: np.ndarray) -> None:
+    def _read_along(self, offset: int, axis: int, box: Box, into: np.ndarray, room: Room) -> None:
         shape = self.shape[self._paged :]
         strides = _strides(shape)
         below = shape[axis + 1 :]
         step = max(1, BUFFER // (strides[axis] * self.dtype.itemsize))
-        buffer = _BUFFERS.array("raw", (min(step, box[axis].length), *below), self.dtype)
+        buffer = room.array("raw", (min(step, box[axis].length), *below), self.dtype)
         for place in product(*(range(*part) for part in box[:axis])):
             start = sum(index * stride for index, stride in zip(place, strides, strict=False))
             part = into[tuple(index - edge.start for index, edge in zip(place, box, strict=False))]
             for first in range(box[axis].start, box[axis].stop, step):
                 count = min(step, box[axis].stop - first)
-                self._read(offset + (start + first * strides[axis]) * self.dtype.itemsize, buffer[:count])
+                self._read(offset + (start + first * strides[axis]) * self.dtype.itemsize, buffer[:count], room)
                 done = first - box[axis].start
                 part[done : done + count] = buffer[:count, box[axis + 1].start : box[axis + 1].stop]
 
-    def _read(self, offset: int, piece: np.ndarray) -> None:
-        whole = piece if piece.flags.c_contiguous else _BUFFERS.array("raw", piece.shape, piece.dtype)
+    def _read(self, offset: int, piece: np.ndarray, room: Room) -> None:
+        whole = piece if piece.flags.c_contiguous else room.array("raw", piece.shape, piece.dtype)
         view = whole.reshape(-1).view(np.uint8).data
         done = 0
         while done < len(view):
@@ -209,17 +207,23 @@ class RawSink(Sink):
         self._file = -1
 
     def _put(self, box: Box, part: np.ndarray) -> None:
+        room = Room(_buffer)
         with self._target.room(prod(self.shape) * self.dtype.itemsize):
             for start, piece in _pieces(self.shape, box, part):
                 whole = piece
                 if not piece.flags.c_contiguous:
-                    whole = _BUFFERS.array("raw", piece.shape, piece.dtype)
+                    whole = room.array("raw", piece.shape, piece.dtype)
                     whole[...] = piece
                 view = whole.reshape(-1).view(np.uint8).data
                 offset = self._offset + start * self.dtype.itemsize
                 done = 0
                 while done < len(view):
                     done += os.pwritev(self._file, [view[done : done + _CALL]], offset + done)
+
+
+def _buffer(nbytes: int) -> np.ndarray:
+    """Never less than the C library gives pages of its own, which go when it is freed: smaller ones stay in the heap of their thread."""
+    return np.empty(max(nbytes, BUFFER), np.uint8)
 
 
 def gapped(shape: tuple[int, ...], box: Box, item: int) -> int | None:
