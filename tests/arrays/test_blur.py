@@ -279,7 +279,7 @@ def test_a_killed_run_is_taken_up_and_ends_with_the_same_bits(tmp_path, sigma, b
 
 def test_a_source_that_changed_since_is_not_gone_on_with(tmp_path):
     np.save(tmp_path / "in.npy", np.zeros((20000, 700), np.float32))
-    child = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "in.npy"), "3", str(tmp_path / "out.npy")])
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "in.npy"), "3", str(tmp_path / "out.npy"), "3 MB"])
     journal = tmp_path / "out.npy.journal"
     kill_when_begun(child, journal)
     np.save(tmp_path / "in.npy", np.ones((20000, 700), np.float32))

@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from sash.arrays._store_raw import gapped
+from sash.arrays._store_raw import SCRATCH_BYTES, gapped
 from sash.arrays._store_sink import Sink
 from sash.arrays._store_source import Box, Source
 from sash.arrays._store_zarr import MOST_CHANNELS, shard_bytes, zarr_layout
 
-RAW_SCRATCH = 256 << 10
-"""Of a write or a read of part of a file of plain numbers."""
 LEAST_SHARD, MOST_SHARD = 1 << 20, 64 << 20
 
 
@@ -31,10 +29,10 @@ class ForeseenSource(Source):
         return _stand_in(self.shape, self.dtype) if self._in_memory else None
 
     def scratch_bytes(self, box: Box) -> int:
-        return 0 if self._in_memory else RAW_SCRATCH
+        return 0 if self._in_memory else SCRATCH_BYTES
 
     def row_scratch_bytes(self, box: Box) -> int:
-        return 0 if self._in_memory or gapped(self.shape, box, self.dtype.itemsize) is None else RAW_SCRATCH
+        return 0 if self._in_memory or gapped(self.shape, box, self.dtype.itemsize) is None else SCRATCH_BYTES
 
 
 class ForeseenSink(Sink):
@@ -46,7 +44,7 @@ class ForeseenSink(Sink):
         self._given = out
         suffix = "" if out is None or isinstance(out, np.ndarray) else Path(out).suffix.lower()
         # Parts are written as they lie, but where channels do not lie together.
-        self._scratch = RAW_SCRATCH if suffix and (shape[-1] <= MOST_CHANNELS or suffix in (".wav", ".flac")) else 0
+        self._scratch = SCRATCH_BYTES if suffix and (shape[-1] <= MOST_CHANNELS or suffix in (".wav", ".flac")) else 0
         if out is None:
             self.held_bytes = prod(shape) * dtype.itemsize
         elif suffix in (".png", ".jpg", ".jpeg"):

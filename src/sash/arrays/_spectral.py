@@ -16,7 +16,6 @@ import numpy as np
 from sash.arrays._device import in_type, moved, stream_of, workspace
 from sash.arrays._diagonal import Line, Spectrum
 from sash.arrays._fir import converted
-from sash.arrays._foreseen import RAW_SCRATCH
 from sash.arrays._frames import is_smooth
 from sash.arrays._lines_device import NUMBERS, backward, forward, on_this_side
 from sash.arrays._phases import Between, Phase, Sizes, Task
@@ -24,6 +23,7 @@ from sash.arrays._planes import Part, Planes
 from sash.arrays._running import THREAD_BYTES, fewer
 from sash.arrays._signal import Model
 from sash.arrays._store import Sink, Source
+from sash.arrays._store_raw import SCRATCH_BYTES
 from sash.window import Interval
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ class Filtered:
             return max(self._ends(numbers, *ends), made, filtered) + THREAD_BYTES
         bins, dtype = self._kept
         wide = lanes * rows.length * bins * dtype.itemsize
-        files = RAW_SCRATCH if sizes.between == "files" else 0
+        files = SCRATCH_BYTES if sizes.between == "files" else 0
         made = max((0 if along.real else numbers * 8) + wide + along.scratch_bytes(), wide + files)
         middle = height * min(sizes.columns, bins) * dtype.itemsize + max(spectrum.scratch_bytes() + down.scratch_bytes(), files)
         return max(self._ends(numbers, *ends), made, middle) + THREAD_BYTES

@@ -29,6 +29,8 @@ BUFFER = 1 << 18
 
 _PAGE = 4096
 """A gap in the file up to this long is read along: the disk would fetch it anyway."""
+SCRATCH_BYTES = BUFFER + _PAGE
+"""Of a buffer, with the page that its head takes."""
 _CALL = 1 << 30
 _synced: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
 """Without the time of the last change, where the system can: the file has its length from the start."""
@@ -80,11 +82,11 @@ class RawSource(Source):
 
     def scratch_bytes(self, box: Box) -> int:
         """One buffer, which only parts with gaps, in memory or in the file, go through."""
-        return BUFFER
+        return SCRATCH_BYTES
 
     def row_scratch_bytes(self, box: Box) -> int:
         """A buffer for gaps in the file."""
-        return 0 if self._gapped(box[self._paged :]) is None else BUFFER
+        return 0 if self._gapped(box[self._paged :]) is None else SCRATCH_BYTES
 
     def close(self) -> None:
         """Let go of the file."""
@@ -183,7 +185,7 @@ class RawSink(Sink):
 
     def scratch_bytes(self, box: Box) -> int:
         """One buffer, which only parts with gaps in memory go through."""
-        return BUFFER
+        return SCRATCH_BYTES
 
     def flush(self) -> None:
         """Make what was written outlast the machine."""

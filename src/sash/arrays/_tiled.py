@@ -14,13 +14,13 @@ import numpy as np
 
 from sash.arrays._device import stream_of, workspace
 from sash.arrays._fir import converted
-from sash.arrays._foreseen import RAW_SCRATCH
 from sash.arrays._phases import Between, Phase, Sizes
 from sash.arrays._planes import Part, Planes
 from sash.arrays._region import Grid, Region
 from sash.arrays._region_device import NUMBERS, adjoint_on, richardson_lucy_on
 from sash.arrays._running import THREAD_BYTES, fewer
 from sash.arrays._store import Sink, Source
+from sash.arrays._store_raw import SCRATCH_BYTES
 from sash.window import Interval
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class Tiled:
         near = Part(tuple(Interval(0, 1) for _ in sizes.lead), Interval(0, region[0]), Interval(0, wide))
         raw = self.planes.channels * region[0] * wide * self.source.dtype.itemsize + self.planes.reading_bytes(self.source, near)
         arrays = (4 if self.iterations else 1) * grid.region_bytes
-        files = 2 * RAW_SCRATCH if sizes.between == "files" else 0
+        files = 2 * SCRATCH_BYTES if sizes.between == "files" else 0
         written = part * (8 if self.passes > 1 else self.dtype.itemsize)
         there = 0 if self.device is None else 8 * NUMBERS * prod(grid.transform) + workspace(16 * prod(grid.transform), True, self.device)
         work = max(raw + 2 * grid.region_bytes, arrays + grid.scratch_bytes + there, sink.scratch_bytes(box))
