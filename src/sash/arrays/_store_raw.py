@@ -224,8 +224,8 @@ class RawSink(Sink):
 
 
 def _buffer(nbytes: int) -> np.ndarray:
-    """Never less than the C library gives pages of its own, which go when it is freed: smaller ones stay in the heap of their thread."""
-    return np.empty(max(nbytes, BUFFER), np.uint8)
+    """A large one of no less than the C library gives pages of its own, which go when it is freed: in the heap of a thread they stay."""
+    return np.empty(max(nbytes, BUFFER) if nbytes > BUFFER // 4 else nbytes, np.uint8)
 
 
 def gapped(shape: tuple[int, ...], box: Box, item: int) -> int | None:
