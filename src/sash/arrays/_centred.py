@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import scipy.sparse
 
 from sash.arrays._moments import Moments
+from sash.arrays._row_slices import sum_in_order
 from sash.arrays._spmm import centre, gathered, scattered, there_and_back
 from sash.arrays._sweep import Sweep, cut_rows
 
@@ -35,6 +36,8 @@ class Centred:
     """Whether the matrix is taken into memory, and its transpose beside it."""
     passed: Callable[[float], None] = lambda share: None
     """Told the share of a pass over the file that has been done."""
+    _between: np.ndarray | None = field(default=None, init=False)
+    """What a product there and back has in the middle."""
 
     @property
     def of_rows(self) -> bool:
@@ -48,6 +51,8 @@ class Centred:
 
     def gram(self, vectors: np.ndarray) -> np.ndarray:
         """The Gram matrix of the smaller side times vectors."""
+        if self.of_rows and self.held:
+            return self._back_and_forth(vectors)
         if self.of_rows:
             return self.forth(self.back(vectors))
         if self.held or not vectors.flags.c_contiguous:
@@ -59,7 +64,9 @@ class Centred:
         scaled = self._scaled(vectors)
         offset = self.moments.mean @ scaled
         if self.held:
-            return self._gathered(self._rows, scaled, offset)
+            made = _lines((self.sweep.matrix.shape[0], scaled.shape[1]))
+            self._gathered(self._rows, scaled, offset, made)
+            return made
         return self.sweep.filled(_Forth(scaled, offset), np.empty((self.sweep.matrix.shape[0], scaled.shape[1])), self.passed)
 
     def back(self, vectors: np.ndarray) -> np.ndarray:
@@ -67,10 +74,33 @@ class Centred:
         vectors = np.ascontiguousarray(vectors)
         sums = vectors.sum(axis=0)
         if self.held:
-            made = self._gathered(self._columns, vectors, np.zeros(vectors.shape[1]))
+            made = _lines((self.sweep.matrix.shape[1], vectors.shape[1]))
+            self._gathered(self._columns, vectors, np.zeros(vectors.shape[1]), made)
         else:
             made = self.sweep.summed(_Back((self.sweep.matrix.shape[1], vectors.shape[1])), vectors, self.passed)
         centre(made, self.moments.mean, sums, self.moments.scale)
+        return made
+
+    def _back_and_forth(self, vectors: np.ndarray) -> np.ndarray:
+        """What lies between stays in the same memory, and every thread centres what it has just made."""
+        vectors = _in_lines(vectors)
+        sums, (mean, scale) = vectors.sum(axis=0), (self.moments.mean, self.moments.scale)
+        shape = self.sweep.matrix.shape[1], vectors.shape[1]
+        if self._between is None or self._between.shape != shape:
+            self._between = _lines(shape)
+        between = self._between
+
+        def centred(part: tuple[int, int]) -> np.ndarray:
+            rows = slice(*part)
+            own = between[rows]
+            centre(own, mean[rows], sums, scale[rows])
+            if self._scales:
+                own *= scale[rows, None]
+            return mean[rows] @ own
+
+        parts = self._gathered(self._columns, vectors, np.zeros(shape[1]), between, centred)
+        made = _lines(vectors.shape)
+        self._gathered(self._rows, between, sum_in_order(parts), made)
         return made
 
     def _there_and_back(self, vectors: np.ndarray) -> np.ndarray:
@@ -98,23 +128,24 @@ class Centred:
     def _columns(self) -> scipy.sparse.csr_array:
         return self._rows.T.tocsr()
 
-    def _gathered(self, rows: Any, vectors: np.ndarray, offset: np.ndarray) -> np.ndarray:
-        made = _lines((rows.shape[0], vectors.shape[1]))
+    def _gathered(
+        self, rows: Any, vectors: np.ndarray, offset: np.ndarray, made: np.ndarray, then: Callable[[tuple[int, int]], Any] | None = None
+    ) -> list[Any]:
+        """Make `rows @ vectors - offset`, in parts; what `then` says of each part once it is made, in their order."""
         parts = cut_rows(np.diff(rows.indptr), max(rows.nnz // (4 * self.sweep.lanes), 1)) if self.sweep.lanes > 1 else ((0, len(made)),)
         strips = range(0, vectors.shape[1], STRIP)
 
-        def work(part: tuple[int, int]) -> None:
+        def work(part: tuple[int, int]) -> Any:
             for first in strips:
                 own = slice(first, first + STRIP)
                 gathered(rows.indptr, rows.indices, rows.data, given[first // STRIP], offset[own], made[:, own], *part)
+            return then(part) if then else None
 
         given = [_in_lines(vectors[:, first : first + STRIP]) for first in strips]
         if self.sweep.lanes == 1:
-            work(parts[0])
-        else:
-            with ThreadPoolExecutor(self.sweep.lanes, "sash") as pool:
-                list(pool.map(work, parts))
-        return made
+            return [work(parts[0])]
+        with ThreadPoolExecutor(self.sweep.lanes, "sash") as pool:
+            return list(pool.map(work, parts))
 
     def held_bytes(self) -> int:
         """Of the matrix and its transpose, where these are held, and what a product of one block of vectors takes beside is not counted."""

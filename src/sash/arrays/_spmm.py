@@ -1,4 +1,4 @@
-"""Products of sparse rows with dense vectors, compiled by numba; every sum is made in the order of its row's numbers.
+"""Products of sparse rows with dense vectors, compiled by numba; a sum is made in the order of its row's numbers, every second apart.
 
 Vectors lie side by side, so that a number of the matrix meets a run of numbers of theirs. Such a run is added up in the processor's
 registers, which compilers do not see for themselves: written in LLVM's vectors, by fused multiply-add, it takes half as long. Where the
@@ -18,6 +18,8 @@ from numba.extending import intrinsic
 _FAST = {"contract", "reassoc", "nsz"}
 _AHEAD = 32
 """Numbers of the matrix from the one that is being added to the one whose vectors are fetched: what a memory's delay is long."""
+_CHAINS = 2
+"""Sums that a row's numbers are added to in turn: one would wait for itself. As many for runs of any width, so that bits are the same."""
 _LINE = 64
 """Bytes that caches fetch at once."""
 _INT, _PLACE, _BYTE = ir.IntType(64), ir.IntType(32), ir.IntType(8)
@@ -91,8 +93,10 @@ def _summed(width: int, back: bool) -> Any:
             code = _Code(context, builder, signature, given, width)
             _, column, _, _, start, stop, _, _ = given
             last = builder.sub(code.array(2).nitems, _INT(1))
-            sums = cgutils.alloca_once_value(builder, code.load(code.run(0, None, column)))
-            with cgutils.for_range_slice(builder, start, stop, _INT(1)) as (at_place, _):
+            nothing = ir.Constant(code.vector, [-0.0] * width)
+            sums = [cgutils.alloca_once_value(builder, nothing if n else code.load(code.run(0, None, column))) for n in range(_CHAINS)]
+
+            def add(at_place: Any, total: Any) -> None:
                 row = code.number(2, at_place, types.intp)
                 if back:
                     code.fetch(code.run(7, row, column), True)
@@ -100,8 +104,18 @@ def _summed(width: int, back: bool) -> Any:
                 later = builder.select(builder.icmp_signed("<", later, last), later, last)
                 code.fetch(code.run(6, code.number(2, later, types.intp), column), False)
                 value = code.number(3, at_place, types.float64)
-                builder.store(code.fma(value, code.load(code.run(6, row, column)), builder.load(sums)), sums)
-            code.store(builder.load(sums), code.run(0, None, column))
+                builder.store(code.fma(value, code.load(code.run(6, row, column)), builder.load(total)), total)
+
+            whole = builder.sub(stop, builder.srem(builder.sub(stop, start), _INT(_CHAINS)))
+            with cgutils.for_range_slice(builder, start, whole, _INT(_CHAINS)) as (at_place, _):
+                for n, total in enumerate(sums):
+                    add(builder.add(at_place, _INT(n)), total)
+            with cgutils.for_range_slice(builder, whole, stop, _INT(1)) as (at_place, _):
+                add(at_place, sums[0])
+            found = builder.load(sums[0])
+            for total in sums[1:]:
+                found = builder.fadd(found, builder.load(total))
+            code.store(found, code.run(0, None, column))
             return context.get_dummy_value()
 
         return signature, build
