@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA as Peer  # noqa: N811 (two classes of one name)
 
 from sash.arrays import PCA, PcaPlan, _pca, estimate_components, pca
+from sash.arrays._matrix import Matrix
 from sash.arrays._reduced_filed import Sizes
 from sash.errors import DoesNotFit, InputError
 
@@ -283,6 +284,24 @@ def test_an_early_estimate_decides_how_a_share_is_found(monkeypatch):
     # What would be too large for as many components as might be is not for those that there are.
     least = pca(matrix, variance=0.1, plan_only=True).peak_bytes
     assert least < supposed.peak_bytes
+
+
+def test_a_thousand_million_numbers_have_a_plan_within_four_gibibytes(tmp_path):
+    class Told(Matrix):
+        """Ten million rows by half a million columns, a hundred numbers a row, of which nothing is there."""
+
+        shape, nnz, file_bytes, filed = (10_000_000, 500_000), 1_000_000_000, 12_000_000_000, True
+
+        def row_nnz(self):
+            return np.broadcast_to(np.int64(100), (self.shape[0],))
+
+        def block_bytes(self, start, stop):
+            return 12 * 100 * (stop - start)
+
+    plan = pca(Told(), 50, budget="4 GiB", workers=2, out=tmp_path / "out.zarr", plan_only=True)
+    assert plan.method == "krylov"
+    assert plan.peak_bytes <= 4 << 30
+    assert plan.read_bytes == plan.passes * Told.file_bytes
 
 
 def test_rates_decide_which_way_is_taken(monkeypatch):

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse
-from numba import njit
 
+from sash.arrays._gram_products import centre_triangle, products
 from sash.arrays._lapack import call, lead, lower_added, product_added
 from sash.arrays._matrix import Matrix
 from sash.arrays._moments import Moments
@@ -234,7 +234,7 @@ class Gram:
                 sums[start:stop] = self.stripe(place, made[:, start:stop], lambda: ended(1 / total))
         # Sparse columns are centred here.
         if self.matrix.sparse:
-            _centre(made.T, sums, self._offset)
+            centre_triangle(made.T, sums, self._offset)
 
     @property
     def _offset(self) -> float:
@@ -280,7 +280,7 @@ class Gram:
         """Rows of the first by columns of the second, each thread its own rows."""
 
         def work(start: int, stop: int) -> None:
-            _products(first.indptr, first.indices, first.data, second.indptr, second.indices, second.data, made.T, start, stop, lower)
+            products(first.indptr, first.indices, first.data, second.indptr, second.indices, second.data, made.T, start, stop, lower)
 
         step = max(first.shape[0] // (16 * self.threads), 1)
         starts = range(0, first.shape[0], step)
@@ -374,30 +374,3 @@ def _portion(block: _Block, at: int) -> np.ndarray:
     dense = columns[:, at : at + PORTION].toarray(order="F")
     dense -= mean[at : at + PORTION]
     return np.asfortranarray(dense)
-
-
-@njit(nogil=True, cache=True, fastmath=True)
-def _products(first_ptr, first_at, first, second_ptr, second_at, second, made, start, stop, lower):
-    """Into row i of `made`: products of row i of the first with all columns of the second, which is turned: those from i on where lower."""
-    for row in range(start, stop):
-        into = made[row]
-        for place in range(first_ptr[row], first_ptr[row + 1]):
-            factor, column = first[place], first_at[place]
-            low, high = second_ptr[column], second_ptr[column + 1]
-            if lower:
-                end = high
-                while low < end:
-                    middle = (low + end) // 2
-                    if second_at[middle] < row:
-                        low = middle + 1
-                    else:
-                        end = middle
-            for other in range(low, high):
-                into[second_at[other]] += factor * second[other]
-
-
-@njit(nogil=True, cache=True)
-def _centre(made, sums, offset):
-    for row in range(len(made)):
-        for column in range(row, len(made)):
-            made[row, column] += offset - sums[row] - sums[column]

@@ -19,6 +19,7 @@ import scipy.io
 import scipy.sparse
 
 from sash.arrays._matrix import HeldMatrix, Matrix, no_numbers
+from sash.arrays._matrix_header import LONGEST_LINE, Header, quoted, read_header
 from sash.arrays._matrix_lines import FORTRAN, PLUS, look
 from sash.arrays._matrix_numbers import read
 from sash.arrays._matrix_sorted import Dealt, dealt_before, open_dealt, sorting_bytes
@@ -30,39 +31,10 @@ from sash.units import format_bytes
 _MOST_TEXT = 4 << 20
 """Bytes of text that are read at once: more is not quicker."""
 _LEAST_TEXT = 1 << 13
-_LONGEST_LINE = 4096
 _PER_TEXT = 6
 """Bytes held for a byte of text that is being read: itself twice, and the numbers of the shortest lines."""
 _PER_ENTRY = 32
 """Bytes held for an entry of a matrix in memory while it is put in order: row, column and value, twice."""
-_FIELDS = {"real": 3, "double": 3, "integer": 3, "pattern": 2}
-"""Words of a line of coordinates."""
-_SYMMETRIES = ("general", "symmetric", "skew-symmetric", "hermitian")
-
-
-@dataclass(frozen=True)
-class Header:
-    """What the first lines say."""
-
-    layout: str
-    """coordinate or array."""
-    field: str
-    symmetry: str
-    shape: tuple[int, int]
-    entries: int
-    """Lines of numbers."""
-    lines: int
-    """Before the first of these."""
-
-    @property
-    def words(self) -> int:
-        """Of a line of numbers."""
-        return _FIELDS[self.field] if self.layout == "coordinate" else 1
-
-    @property
-    def most_nnz(self) -> int:
-        """Non-zeros that the entries stand for, at most."""
-        return self.entries * (1 if self.symmetry == "general" else 2)
 
 
 def open_market(path: Path, budget_bytes: int, scratch: Path | None, progress: bool | None, filed: bool = False) -> Matrix:
@@ -74,7 +46,7 @@ def open_market(path: Path, budget_bytes: int, scratch: Path | None, progress: b
     seen = Seen.now(path)
     told, identity = str(path), {"matrix": seen.identity}
     with _opened(path) as file:
-        header = _header(file, told)
+        header = read_header(file, told)
         if header.entries == 0:
             raise no_numbers(told, header.shape)
         text = _Text(file, header, told, _text_bytes(budget_bytes))
@@ -180,8 +152,8 @@ class _Text:
                     yield rest + b"\n"
                 return
             end = text.rfind(b"\n") + 1
-            if not end and len(text) > _LONGEST_LINE:
-                raise InputError(f"{self.told}, line {lines + 1}: {_quoted(text)} has no end; a line of numbers is shorter.")
+            if not end and len(text) > LONGEST_LINE:
+                raise InputError(f"{self.told}, line {lines + 1}: {quoted(text)} has no end; a line of numbers is shorter.")
             rest = text[end:]
             if end:
                 lines += text.count(b"\n", 0, end)
@@ -269,7 +241,7 @@ class _Text:
                 why += "; the file ends there, and was cut off"
         elif "index" in why.lower():
             why = f"the matrix has {header.shape[0]} rows and {header.shape[1]} columns, which count from 1"
-        return f"{self.told}, line {lines + number + 1}: {_quoted(line)}; {why.rstrip('.')}."
+        return f"{self.told}, line {lines + number + 1}: {quoted(line)}; {why.rstrip('.')}."
 
 
 @dataclass(frozen=True)
@@ -348,43 +320,6 @@ def _opened(path: Path) -> io.BufferedReader | gzip.GzipFile:
     return gzip.GzipFile(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
 
 
-def _header(file: io.BufferedReader | gzip.GzipFile, told: str) -> Header:
-    """The banner and the line of sizes; raises `InputError` for matrices of other kinds."""
-    try:
-        banner = file.readline(_LONGEST_LINE)
-        words = banner.decode("ascii", "replace").lower().split()
-        if len(words) != 5 or words[0] != "%%matrixmarket" or words[1] != "matrix":
-            raise InputError(
-                f"{told}, line 1: {_quoted(banner)}; a Matrix Market file begins with %%MatrixMarket matrix coordinate real general."
-            )
-        _, _, layout, field, symmetry = words
-        number = 1
-        while (line := file.readline()) and (line.startswith(b"%") or not line.strip()):
-            number += 1
-    except (EOFError, OSError, zlib.error) as error:
-        raise InputError(f"{told} is cut off or damaged in its header: {error}.") from error
-    if field == "complex":
-        raise InputError(f"{told} is complex; give its real part, or its modulus.")
-    if layout not in ("coordinate", "array") or field not in _FIELDS or symmetry not in _SYMMETRIES:
-        raise InputError(f"{told}, line 1: {_quoted(banner)}; what is read is coordinate or array, of real, integer or pattern.")
-    if layout == "array" and field == "pattern":
-        raise InputError(f"{told}, line 1: an array has numbers, and a pattern has none.")
-    sizes = line.split()
-    wanted = 3 if layout == "coordinate" else 2
-    if len(sizes) != wanted or not all(size.isdigit() for size in sizes):
-        asked = "rows, columns and entries" if wanted == 3 else "rows and columns"
-        raise InputError(f"{told}, line {number + 1}: {_quoted(line)}; the first line of numbers says {asked}.")
-    rows, columns, *entries = map(int, sizes)
-    if min(rows, columns) < 1 or max(rows, columns) >= 1 << 63:
-        raise InputError(f"{told}, line {number + 1}: a matrix of {rows} × {columns}; give at least one row and one column.")
-    if symmetry != "general" and rows != columns:
-        raise InputError(f"{told} is {symmetry} and has {rows} rows, {columns} columns; a symmetric matrix is square.")
-    if layout == "array":
-        packed = {"general": rows * columns, "skew-symmetric": rows * (rows - 1) // 2}
-        entries = [packed.get(symmetry, rows * (rows + 1) // 2)]
-    return Header(layout, field, symmetry, (rows, columns), entries[0], number + 1)
-
-
 def _text_bytes(budget_bytes: int) -> int:
     """A quarter of the budget, for all that is read at once."""
     return min(_MOST_TEXT, max(_LEAST_TEXT, budget_bytes // (4 * _held_bytes(1))))
@@ -408,8 +343,3 @@ def _filled_line(text: bytes, count: int) -> int:
     """The number, from 0, of the filled line before which there are `count` others."""
     numbers = (number for number, line in enumerate(text.split(b"\n")) if line.strip())
     return next(number for index, number in enumerate(numbers) if index == count)
-
-
-def _quoted(line: bytes) -> str:
-    found = repr(line.decode("ascii", "replace").strip())
-    return found if len(found) <= 60 else found[:57] + "...'"

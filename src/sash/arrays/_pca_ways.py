@@ -253,9 +253,11 @@ def _fixed(matrix: Matrix, asked: Asked, threads: int, reading: int, count: int)
 
 
 def _finishing(matrix: Matrix, threads: int, reading: int, chunk: int, held: bool) -> int:
-    """What a chunk of components takes: its vectors on both sides, each once more on its way, and sums in lanes."""
+    """What a chunk of components takes: its vectors on both sides, on their way once more those that travel, and sums in lanes."""
     rows, columns = matrix.shape
-    return 8 * chunk * (3 * rows + 3 * columns + (0 if held else threads * columns)) + (0 if held else reading)
+    # Scores that are the longer side are made where they stay, with one block of them on its way to a file.
+    many = (3 if rows < columns else 2) * rows + 3 * columns
+    return 8 * chunk * (many + (0 if held else threads * columns)) + (0 if held else reading)
 
 
 def sent_bytes(matrix: Matrix, apart: int, threads: int, width: int, rows: int) -> int:
