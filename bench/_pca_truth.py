@@ -43,6 +43,21 @@ def row_of(index: int) -> dict[str, Any]:
     return {"rows": rows, "columns": columns, "kind": kind, "filed": filed, "budget": job["budget"], **words, **told, "kept": kept}
 
 
+def compiled() -> None:
+    """A job whose Gram matrix lies on disk, which the small warm ones do not reach: what it compiles stays in numba's cache, as libraries
+    do on a machine where sash has run before."""
+    from sash import DoesNotFit
+    from sash.arrays import pca
+
+    matrix = np.random.default_rng(0).standard_normal((600, 520))
+    with folder() as place:
+        words: dict[str, Any] = {"method": "gram", "out": place / "out.zarr", "progress": False}
+        try:
+            pca(matrix, 5, budget=1, **words)
+        except DoesNotFit as error:
+            pca(matrix, 5, budget=error.least_bytes, **words)
+
+
 def _write(path: Path, matrix: scipy.sparse.csr_array) -> None:
     if path.suffix == ".npz":
         scipy.sparse.save_npz(path, matrix)

@@ -157,8 +157,9 @@ def forgotten(path: Path) -> None:
 
 def truth_section(cases: int) -> dict[str, Any]:
     """Random cases: the forecast peak beside the growth of a fresh process, or a refusal whose least budget runs."""
-    from _pca_truth import row_of
+    from _pca_truth import compiled, row_of
 
+    compiled()
     rows = []
     for index in range(cases):
         rows.append(row_of(index))
