@@ -140,7 +140,7 @@ print(f"100 components explain {kept[-1]:.1%} of the variance")
 # --------------------
 # How many components a share takes only all eigenvalues tell: those of the rows' centred inner products, if rows are fewer than columns.
 # They are as many numbers as rows times rows, and their time grows with the cube of the rows. So here it is the first 2,000 of the texts;
-# and beside it the plan for 22,490 × 120,000, for which nothing runs but the chooser.
+# and beside it the plan for 22,490 × 120,000, for which nothing runs but an early estimate and the chooser.
 
 few, share_out = Path(folder.name) / "few.mtx", Path(folder.name) / "share.zarr"
 scipy.io.mmwrite(few, counts[:FEW])

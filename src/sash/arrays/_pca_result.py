@@ -33,9 +33,10 @@ class PcaPlan(ArrayPlan):
 
     def __str__(self) -> str:
         count = f"{self.components} components" if self.components else f"the components of {self.variance:.6g} of the variance"
+        read = f"{format_bytes(self.read_bytes)} in {self.passes} passes" if self.read_bytes else "held in memory"
         lines = [
             f"{self.operation}: {count}, by {self.method}",
-            f"input     {self.shape[0]} rows, {format_bytes(self.read_bytes)} in {self.passes} passes",
+            f"input     {self.shape[0]} rows, {read}",
             f"peak      {format_bytes(self.peak_bytes)} of a budget of {format_bytes(self.budget_bytes)}, {self.workers} threads",
             f"residuals at most {self.error:.1e} of each singular value",
         ]
