@@ -27,18 +27,6 @@ from sash.errors import DoesNotFit, InputError
 RNG = np.random.default_rng(0)
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """Two processes of one thread each."""
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as made, Client(made) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def address(cluster):
-    return cluster.scheduler.address
-
-
 @pytest.fixture
 def lone():
     """A scheduler without workers, that gives a task up when its worker dies."""

@@ -11,7 +11,7 @@ import pytest
 import scipy.io
 import scipy.sparse
 import zarr
-from distributed import Client, LocalCluster
+from distributed import LocalCluster
 from threadpoolctl import threadpool_limits
 
 from sash.arrays import _cluster, _pca, _pca_methods, pca
@@ -24,18 +24,6 @@ from sash.arrays._sweep_apart import lanes_at
 from sash.errors import DoesNotFit, InputError
 
 RNG = np.random.default_rng(0)
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """Two processes of one thread each."""
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as made, Client(made) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def address(cluster):
-    return cluster.scheduler.address
 
 
 def texts(rows=300, columns=420, seed=0):

@@ -147,13 +147,6 @@ class Centred:
         with ThreadPoolExecutor(self.sweep.lanes, "sash") as pool:
             return list(pool.map(work, parts))
 
-    def held_bytes(self) -> int:
-        """Of the matrix and its transpose, where these are held, and what a product of one block of vectors takes beside is not counted."""
-        if not self.held:
-            return 0
-        rows, columns = self.sweep.matrix.shape
-        return self.sweep.matrix.block_bytes(0, rows) + 8 * self.sweep.matrix.nnz + 12 * self.sweep.matrix.nnz + 8 * (rows + columns)
-
 
 def _lines(shape: tuple[int, ...], zero: bool = False) -> np.ndarray:
     """An array that begins where a line of memory does."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +136,3 @@ class PCA:
                 terms = ": " + ", ".join(f"{name} {value:+.2f}" for name, value in self.top_terms(place, 6))
             lines.append(f"  {place + 1}  {self.explained_variance_ratio[place]:.4f}{terms}")
         return "\n".join(lines)
-
-
-def plan_json(plan: PcaPlan) -> str:
-    """The plan as JSON."""
-    return json.dumps({"schema": "sash.array-plan/1", **asdict(plan)})
