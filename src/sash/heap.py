@@ -13,6 +13,8 @@ _CEILING = 32 * 2**20
 """Up to where glibc moves the first by itself; the second is then twice as much."""
 _PLAIN_TRIM = 128 << 10
 """What glibc keeps before it has moved anything."""
+_stand = [(_CEILING, 2 * _CEILING)]
+"""The limits as they stand, the innermost last; before the first, where glibc's own adaptation ends."""
 
 
 @contextmanager
@@ -20,7 +22,7 @@ def blocks_given_back(mapped_from: int = 1 << 20) -> Iterator[None]:
     """Blocks of `mapped_from` bytes and more go back to the system when they are freed, where the C library is glibc.
 
     Blocks of several sizes follow each other, and glibc keeps freed ones below 32 MiB: a tiled run that needs 212 MiB grew the process by
-    738, and by 277 with this. Afterwards the threshold stands where glibc's own adaptation ends.
+    738, and by 277 with this. Afterwards the threshold stands as before, or where glibc's own adaptation ends.
     """
     with _limits(mapped_from, _PLAIN_TRIM):
         yield
@@ -40,17 +42,23 @@ def blocks_kept(mapped_from: int = 4 << 20) -> Iterator[None]:
 
 @contextmanager
 def _limits(mapped_from: int, trimmed_from: int) -> Iterator[ctypes.CDLL | None]:
-    """glibc's limits, and the library, where it is that; afterwards they stand where its own adaptation ends."""
+    """glibc's limits, and the library, where it is that; afterwards they stand as before."""
     if platform.libc_ver()[0] != "glibc":
         yield None
         return
     library = ctypes.CDLL(None)
-    library.mallopt(_MAPPED_FROM, mapped_from)
-    library.mallopt(_TRIMMED_FROM, trimmed_from)
+
+    def stand() -> None:
+        library.mallopt(_MAPPED_FROM, _stand[-1][0])
+        library.mallopt(_TRIMMED_FROM, _stand[-1][1])
+
+    own = (mapped_from, trimmed_from)
+    _stand.append(own)
+    stand()
     # What was freed before, as by planning, lies in the heap of one thread, and others would not take it.
     library.malloc_trim(0)
     try:
         yield library
     finally:
-        library.mallopt(_MAPPED_FROM, _CEILING)
-        library.mallopt(_TRIMMED_FROM, 2 * _CEILING)
+        _stand.remove(own)
+        stand()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from sash.arrays._row_slices import Each, slices_of, sum_in_order
 from sash.arrays._sweep import Sweep
 from sash.arrays._tridiagonal import Reduced, parted
 from sash.errors import InputError, SashError
+from sash.heap import blocks_kept
 
 if TYPE_CHECKING:
     from sash.arrays._sweep_apart import Lanes
@@ -117,7 +119,9 @@ def _by_krylov(job: Task, centred: Centred) -> Pairs:
     keep = (asked.components or 0) + way.block
     # Many never converge in a space that is not half as large again, and looking takes as long as growing.
     first = keep if keep < _MANY else min(keep * 3 // 2, way.most)
-    found = largest(centred, enough, most=way.most, seed=job.seed, block=way.block, threads=job.threads, keep=keep, first=first)
+    # New pages for every product cost a fifth of the time; what readers of files decode in many threads should not stay.
+    with blocks_kept() if way.held else nullcontext():
+        found = largest(centred, enough, most=way.most, seed=job.seed, block=way.block, threads=job.threads, keep=keep, first=first)
     if found.values[-1] <= _DOUBTFUL * found.values[0] and (not asked.filed or len(found.values) <= way.chunk):
         values, vectors = _sharpened(centred, found.vectors)
         _check_rank(job, values, (8 * np.finfo(float).eps * max(job.matrix.shape)) ** 2)
@@ -210,7 +214,10 @@ def _check_rank(job: Task, values: np.ndarray, least: float) -> None:
 
 
 def chunks(job: Task, centred: Centred, made: Found, done: set[int]) -> Iterator[tuple[int, np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
-    """Loadings, scores and numbers of components, chunk by chunk, each with the place of its first."""
+    """Loadings, scores and numbers of components, chunk by chunk, each with the place of its first.
+
+    There is room for one chunk: whoever takes it lets go of it before the next.
+    """
     rows, chunk = job.matrix.shape[0], job.way.chunk
     for first, last in made.groups:
         starts = [start for start in range(first, last, chunk) if start not in done]
@@ -228,6 +235,9 @@ def chunks(job: Task, centred: Centred, made: Found, done: set[int]) -> Iterator
             }
             job.tick(0.35 * (stop - start) / made.count)
             yield start, loadings, scores, small
+            del own, loadings, scores
+        # There is room for one group.
+        del vectors
 
 
 def _both_sides(centred: Centred, own: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
