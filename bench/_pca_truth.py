@@ -37,6 +37,11 @@ def row_of(index: int) -> dict[str, Any]:
             for method in ("krylov", "gram")
         ]
         job["budget"] = int(2 ** random.uniform(24.5, 29))
+        if random.random() < 0.3:
+            # Unit vectors of so many columns have numbers of about one by the root of it.
+            words["loadings_above"] = round(float(random.uniform(0.5, 5)) / columns**0.5, 4)
+            for warm_job in job["warm"]:
+                warm_job["words"]["loadings_above"] = words["loadings_above"]
         found = ask(job, 600)
     kept = "error_text" not in found and found["growth_bytes"] <= found["held_to_bytes"]
     told = {key: value for key, value in found.items() if key not in ("shape", "dtype", "read_by_file", "written_by_file")}

@@ -194,6 +194,24 @@ for place, axis in enumerate(axes.flat[:SHOWN]):
     axis.set_title(f"component {place + 1}: {ratio[place]:.2%} of the variance", fontsize=10)
 
 # %%
+# Few loadings carry a component
+# ------------------------------
+# Most loadings are near zero. ``loadings_above`` keeps the larger ones, as a sparse matrix, and tells how long the rest of each component
+# is: a new text's score is off by at most that times the length of its centred row.
+
+ABOVE = (0.003, 0.01, 0.03, 0.1)
+print(f"{'loadings above':>15}{'kept':>9}{'bytes of components':>22}{'left out':>10}{'scores off, at most':>21}{'and by the bound':>18}")
+for above in (0.0, *ABOVE):
+    sparse = pca(docs, components=100, weights="tfidf", budget=BUDGET, loadings_above=above, progress=False)
+    taken = sum(part.nbytes for part in (sparse.components.data, sparse.components.indices, sparse.components.indptr))
+    off = np.abs(sparse.transform(counts) - sparse.scores).max()
+    # Rows of tf-idf have length one, and are no longer where they are centred than by the length of the means.
+    bound = sparse.left_out.max() * (1 + np.linalg.norm(sparse.mean))
+    share = sparse.components.nnz / sparse.components.shape[0] / sparse.components.shape[1]
+    print(f"{above:>15}{share:>9.1%}{format_bytes(taken):>22}{sparse.left_out.max():>10.2f}{off:>21.3f}{bound:>18.3f}")
+print(f"dense: {format_bytes(8 * 100 * COLUMNS)}; the scores' largest number is {np.abs(scores).max():.2f}")
+
+# %%
 # A topic model beside it
 # -----------------------
 # Latent Dirichlet allocation takes the counts as they are. Each text is a mixture of topics, each topic a distribution over terms; nothing

@@ -1,12 +1,15 @@
 """Principal components in a zarr folder: whole or not at all, taken up again, the same as in memory."""
 
+import weakref
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.io
 import scipy.sparse
 import zarr
 
-from sash.arrays import _pca_methods, _pca_ways, _tridiagonal, pca
+from sash.arrays import _pca, _pca_methods, _pca_ways, _tridiagonal, pca
 from sash.errors import InputError
 
 
@@ -102,3 +105,32 @@ def test_wrong_places_are_refused_before_work(tmp_path):
     with pytest.raises(InputError, match="rank"):
         pca(np.outer(np.arange(9.0), np.ones(9)), 3, out=tmp_path / "model.zarr")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("filed", [False, True])
+def test_a_group_of_vectors_and_a_chunk_are_gone_before_the_next(tmp_path, monkeypatch, filed):
+    before, found_by, both = list[weakref.ref](), _pca_methods.found_by, _pca_methods._both_sides
+
+    def grouped(*given):
+        found = found_by(*given)
+
+        def vectors(start, stop):
+            assert not [one for one in before if one() is not None]
+            made = found.vectors(start, stop)
+            before.append(weakref.ref(made))
+            return made
+
+        return replace(found, vectors=vectors, groups=((0, 8), (8, 20), (20, 30)))
+
+    def sides(centred, own):
+        # All but the group's vectors.
+        assert sum(one() is not None for one in before) == 1
+        made = both(centred, own)
+        before.extend(weakref.ref(part) for part in (own, *made[:2]))
+        return made
+
+    monkeypatch.setattr(_pca_ways, "CHUNK", 4)
+    monkeypatch.setattr(_pca, "found_by", grouped)
+    monkeypatch.setattr(_pca_methods, "_both_sides", sides)
+    pca(texts(), 30, method="gram", out=tmp_path / "model.zarr" if filed else None)
+    assert len(before) == 3 + 3 * 8

@@ -56,3 +56,18 @@ def test_names_and_a_report_come_with_the_components(sash, folder):
     assert "term1" in page
     assert "Scree plot" in page
     assert sash("pca", "docs.mtx", "--components", "3", "--names", "page.html").exit_code == 2
+
+
+def test_only_large_loadings_are_kept_where_that_is_asked(sash, folder):
+    scipy.io.mmwrite(folder / "docs.mtx", scipy.sparse.csr_array(np.random.default_rng(0).poisson(0.3, (90, 60))))
+    result = sash("pca", "docs.mtx", "--components", "4", "--out", "model.zarr", "--loadings-above", "0.2", "--html", "page.html")
+    assert result.exit_code == 0, result.output
+    assert "loadings above 0.2 are kept" in result.stdout
+    assert "above 0.2 alone, at most 25 of a component" in result.stderr
+    group = zarr.open_group(folder / "model.zarr", mode="r")
+    assert (np.abs(group["loadings/data"][...]) > 0.2).all()
+    assert group.attrs["loadings_above"] == 0.2
+    assert "loadings kept" in (folder / "page.html").read_text(encoding="utf-8")
+    result = sash("pca", "docs.mtx", "--components", "4", "--loadings-above", "1.5")
+    assert result.exit_code == 2
+    assert "give a size from 0 up to below 1" in result.stderr

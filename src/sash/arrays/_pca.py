@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from sash.arrays._cluster import Seats, connected
 from sash.arrays._journal import Journal
+from sash.arrays._loadings import Kept
 from sash.arrays._matrix import Matrix
 from sash.arrays._matrix_names import Names
 from sash.arrays._moments import Moments
@@ -26,7 +27,7 @@ from sash.arrays._pca_estimate import ComponentsEstimate, estimated_of
 from sash.arrays._pca_methods import Task, centred_of, chunks, found_by
 from sash.arrays._pca_open import opened_within
 from sash.arrays._pca_result import PCA, PcaPlan
-from sash.arrays._pca_store import Folder, Held, opened, writing_bytes
+from sash.arrays._pca_store import Folder, Held, Written, writing_bytes
 from sash.arrays._pca_ways import CHUNK, STARTING_BYTES, Asked, Way, choose, without_time
 from sash.arrays._rates import array_rates
 from sash.arrays._reduced_filed import forget, free_bytes
@@ -55,6 +56,7 @@ def pca(
     method: Literal["auto", "krylov", "gram", "randqb"] = "auto",
     seed: int = 0,
     loadings: Literal["float64", "float32"] = "float64",
+    loadings_above: float | None = None,
     names: Names | None = None,
     workers: int | str | None = None,
     overwrite: bool = False,
@@ -82,14 +84,19 @@ def pca(
     matrix that is reduced on disk.
 
     Returns a `PCA`; with `out`, a name that ends in .zarr, that folder is written, chunk by chunk of components, and an interrupted run is
-    taken up by the same call. `loadings` is the type that components are kept in. With `plan_only` nothing runs, and what would is
-    returned: a `PcaPlan`. How many components a share takes decides what is quickest: where telling that beforehand takes a fifth of the
-    time or less, it is estimated first, for a plan as well (see `estimate_components`).
+    taken up by the same call. `loadings` is the type that components are kept in. With `loadings_above` only loadings of a larger size are
+    kept: components are a sparse array (in the folder a group as AnnData's), and `left_out` tells how long the rest of each is. A score
+    that `transform` makes is off by at most that times the length of the centred row. Fewer than 1 / above² are kept of each, so that
+    plans and budgets count no more. Scores and residuals are those of whole components.
+
+    With `plan_only` nothing runs, and what would is returned: a `PcaPlan`. How many components a share takes decides what is quickest:
+    where telling that beforehand takes a fifth of the time or less, it is estimated first, for a plan as well (see `estimate_components`).
     Raises `InputError` for what makes no components, `DoesNotFit` with the least budget that would do, before any work.
     Source: Grimes, Lewis, Simon 1994 (block Lanczos); Yu, Gu, Li 2018 (randQB_EI).
     """
     options = Options(budget, workers, overwrite, restart, progress)
-    _check(components, variance, tolerance, method, loadings, seed)
+    _check(components, variance, tolerance, method, seed)
+    kept = _kept(loadings, loadings_above)
     if options.address is not None:
         check_filed(source, options.address)
     with ExitStack() as now:
@@ -103,7 +110,7 @@ def pca(
         def planned(matrix: Matrix) -> tuple[Asked, Way, PcaPlan]:
             if cluster is not None:
                 check_apart(cluster, source, matrix, out)
-            asked = _asked(matrix, components, variance, tolerance, out is not None, np.dtype(loadings), scratch, seats.apart)
+            asked = _asked(matrix, components, variance, tolerance, out is not None, kept, scratch, seats.apart)
             if variance is None or method != "auto":
                 return asked, *_planned(matrix, asked, options, seats, method)
             with nullcontext() if cluster is None else lanes_at(cluster, matrix, "the estimate") as apart:
@@ -117,13 +124,13 @@ def pca(
         apart = None if cluster is None else now.enter_context(lanes_at(cluster, matrix, plan.operation))
         share = now.enter_context(showing(options.progress, f"{plan.operation}, {way.method}", 100 << 20))
         job = Task(matrix, asked, way, scale, seed, asked.here(way.workers), lambda part: share(part * (100 << 20)), scratch, apart)
-        facts: dict[str, Any] = {"weights": weights, "scale": scale, "loadings": loadings}
+        facts: dict[str, Any] = {"weights": weights, "scale": scale, "loadings": loadings, "loadings_above": kept.above}
         if out is None:
             return _held(job, weights, scale)
         return _filed(job, Path(out), options, facts)
 
 
-def _check(components: Any, variance: Any, tolerance: float, method: str, loadings: str, seed: int) -> None:
+def _check(components: Any, variance: Any, tolerance: float, method: str, seed: int) -> None:
     if (components is None) == (variance is None):
         raise InputError(
             f"components is {components} and variance {variance}; give one of them: a number of components, or a share as 0.9."
@@ -139,10 +146,18 @@ def _check(components: Any, variance: Any, tolerance: float, method: str, loadin
         raise InputError(f"method is {method!r}; it is one of {', '.join(METHODS)}.")
     if method == "randqb" and variance is None:
         raise InputError("method 'randqb' finds components for a share of the variance; give variance, or take 'krylov'.")
-    if loadings not in ("float64", "float32"):
-        raise InputError(f"loadings is {loadings!r}; components are kept as float64 or float32.")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise InputError(f"seed is {seed!r}; give a whole number from 0 on.")
+
+
+def _kept(loadings: str, above: float | None) -> Kept:
+    if loadings not in ("float64", "float32"):
+        raise InputError(f"loadings is {loadings!r}; components are kept as float64 or float32.")
+    if above is not None and (isinstance(above, bool) or not isinstance(above, (int, float, np.number)) or not 0 <= above < 1):
+        raise InputError(
+            f"loadings_above is {above!r}; components are unit vectors: give a size from 0 up to below 1, as 0.01, for the least kept."
+        )
+    return Kept(np.dtype(loadings), None if above is None else float(above))
 
 
 def _asked(
@@ -151,7 +166,7 @@ def _asked(
     variance: float | None,
     tolerance: float,
     filed: bool,
-    loadings: np.dtype,
+    loadings: Kept,
     scratch: Path | None,
     apart: int,
 ) -> Asked:
@@ -212,7 +227,7 @@ def _planned(
         # For rows' products each strip reads what comes after it: half of the rows, on average.
         strips = -(-way.filed.side // way.filed.strip)
         passes += -(-strips // 2) if matrix.shape[0] < matrix.shape[1] else strips
-    written = count * (8 * matrix.shape[0] + asked.loadings.itemsize * matrix.shape[1])
+    written = 8 * matrix.shape[0] * count + asked.loadings.filed_bytes(matrix.shape[1], count)
     plan = PcaPlan(
         operation=f"PCA of {format_shape(matrix.shape)}{seats.told}",
         method=way.method,
@@ -233,6 +248,8 @@ def _planned(
         variance=asked.variance,
         estimate=near,
         disk_bytes=way.disk_bytes,
+        loadings_above=asked.loadings.above,
+        loadings_most=asked.loadings.most(matrix.shape[1]),
     )
     return way, plan
 
@@ -271,7 +288,8 @@ def _held(job: Task, weights: Weights, scale: bool) -> PCA:
         into.begin(*job.matrix.shape, made.count, job.way.chunk)
         for start, loadings, scores, small in chunks(job, centred, made, set()):
             into.put(start, loadings, scores, small)
-    return _result(job, centred.moments, into.components, into.scores, into.small, weights, scale, None)
+            del loadings, scores
+    return _result(job, centred.moments, into.components(), into.scores, into.small, weights, scale, None)
 
 
 def _filed(job: Task, out: Path, options: Options, facts: dict[str, Any]) -> PCA:
@@ -312,6 +330,7 @@ def _filed(job: Task, out: Path, options: Options, facts: dict[str, Any]) -> PCA
         for start, loadings, scores, small in chunks(job, centred, made, done or set()):
             into.put(start, loadings, scores, small)
             journal.done(start)
+            del loadings, scores
     total = centred.moments.total
     attributes = {"method": job.way.method, "total_variance": total, "found": made.count}
     if job.matrix.names:
@@ -319,11 +338,8 @@ def _filed(job: Task, out: Path, options: Options, facts: dict[str, Any]) -> PCA
     into.finish(attributes)
     journal.remove()
     note.unlink(missing_ok=True)
-    group = opened(out)
-    from sash.arrays._pca_store import SMALL
-
-    small = {name: np.asarray(group[name][...]) for name in SMALL}
-    return _result(job, centred.moments, group["loadings"], group["scores"], small, facts["weights"], job.scale, out)
+    made = Written.of(out, asked.loadings)
+    return _result(job, centred.moments, made.components, made.scores, made.small, facts["weights"], job.scale, out)
 
 
 def _result(
@@ -335,6 +351,7 @@ def _result(
         mean=found.mean,
         scale=found.scale if scale else None,
         total_variance=found.total,
+        loadings_above=job.asked.loadings.above,
         method=job.way.method,
         weights=weights,
         idf=job.matrix.idf if isinstance(job.matrix, Weighted) else None,

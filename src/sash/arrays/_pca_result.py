@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from sash.arrays._loadings import dense_loadings
 from sash.arrays._pca_estimate import ComponentsEstimate
 from sash.arrays._plan import ArrayPlan
 from sash.arrays._topics_result import TopicModel
@@ -30,6 +31,10 @@ class PcaPlan(ArrayPlan):
     """How many components that takes, where it was told beforehand."""
     disk_bytes: int = 0
     """Taken beside the output, or in the folder for temporary files, until it is whole: by a Gram matrix that is larger than memory."""
+    loadings_above: float | None = None
+    """The size above which loadings are kept; None where all are."""
+    loadings_most: int = 0
+    """That are kept of a component, at most."""
 
     def __str__(self) -> str:
         count = f"{self.components} components" if self.components else f"the components of {self.variance:.6g} of the variance"
@@ -44,6 +49,8 @@ class PcaPlan(ArrayPlan):
             lines.insert(1, f"number    {self.estimate}")
         if self.disk_bytes:
             lines.append(f"disk      {format_bytes(self.disk_bytes)} for the Gram matrix, until all is done")
+        if self.loadings_above is not None:
+            lines.append(f"loadings  above {self.loadings_above:g} alone, at most {self.loadings_most:,} of a component")
         if self.wall_s is not None:
             lines.append(f"time      {format_seconds(self.wall_s)}, by forecast")
         lines += [f"  {method.name}: {method.verdict}" for method in self.methods]
@@ -58,7 +65,8 @@ class PCA:
     """
 
     components: Any
-    """(components, columns): unit vectors, of which the largest number is positive."""
+    """(components, columns): unit vectors, of which the largest number is positive. A sparse array where only the largest are kept; in a
+    folder slices of it are."""
     singular_values: np.ndarray
     """Of the centred (and scaled) matrix."""
     explained_variance: np.ndarray
@@ -82,9 +90,16 @@ class PCA:
     names: tuple[str, ...] | None = field(default=None, repr=False)
     """Of columns."""
     out: Path | None = None
+    loadings_above: float | None = None
+    """The size above which loadings are kept; None where all are."""
+    left_out: np.ndarray | None = None
+    """The length of what is not kept of each component, of which the whole length is 1; None where all is."""
 
     def transform(self, rows: Any) -> np.ndarray:
-        """Scores of other rows with the same columns: weighed, centred and scaled as these were."""
+        """Scores of other rows with the same columns: weighed, centred and scaled as these were.
+
+        Where only the largest loadings are kept, each is off by at most `left_out` times the length of the centred and scaled row.
+        """
         given: Any = scipy.sparse.csr_array(rows) if scipy.sparse.issparse(rows) else np.asarray(rows)
         if given.ndim != 2 or given.shape[1] != len(self.mean):
             raise InputError(f"the rows have the shape {tuple(given.shape)}; give {len(self.mean)} columns, as the matrix has.")
@@ -93,15 +108,26 @@ class PCA:
         found = np.empty((given.shape[0], len(self.singular_values)))
         # Components by chunks: they may lie on disk.
         for start in range(0, found.shape[1], 64):
-            own = np.asarray(self.components[start : start + 64], np.float64) * factors
+            own = dense_loadings(self.components[start : start + 64]) * factors
             found[:, start : start + 64] = weighed @ own.T - own @ self.mean
         return found
 
     def top_terms(self, component: int, count: int = 10) -> tuple[tuple[str, float], ...]:
-        """The columns with the largest loadings by size, with these; columns without names are told by their numbers."""
-        own = np.asarray(self.components[component], np.float64)
-        order = np.argsort(-np.abs(own), kind="stable")[:count]
+        """The columns with the largest loadings by size, with these: none that are zero, or not kept. Columns without names are told by
+        their numbers."""
+        own = dense_loadings(self.components[component])
+        order = [place for place in np.argsort(-np.abs(own), kind="stable")[:count] if own[place]]
         return tuple((self.names[place] if self.names else str(place), float(own[place])) for place in order)
+
+    def kept_told(self) -> str:
+        """What is kept of the loadings, and how long the rest is."""
+        if self.left_out is None:
+            return "all loadings are kept"
+        share = self.components.nnz / (self.components.shape[0] * self.components.shape[1])
+        empty = int(np.count_nonzero(self.left_out >= 1 - 1e-9))
+        nothing = f"; nothing is left of {empty} components: a lower size keeps more" if empty else ""
+        longest = self.left_out.max()
+        return f"loadings above {self.loadings_above:g} are kept, {share:.2%}; of one, {longest:.2f} of 1 is left out at most{nothing}"
 
     def to_json(self) -> str:
         """Everything but components and scores, as JSON."""
@@ -116,6 +142,7 @@ class PCA:
                     name: getattr(self, name).tolist()
                     for name in ("singular_values", "explained_variance", "explained_variance_ratio", "residuals")
                 },
+                **({} if self.left_out is None else {"loadings_above": self.loadings_above, "left_out": self.left_out.tolist()}),
                 "out": None if self.out is None else str(self.out),
             }
         )
@@ -130,6 +157,8 @@ class PCA:
         count, share = len(self.singular_values), self.explained_variance_ratio.sum()
         worst = self.residuals.max()
         lines = [f"{count} components explain {share:.8f} of the variance {self.total_variance:.6g}; residuals at most {worst:.1e}"]
+        if self.left_out is not None:
+            lines.append(f"  {self.kept_told()}")
         for place in range(min(count, 5)):
             terms = ""
             if self.names:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sash.arrays._loadings import FiledRows, HeldRows, Kept, StoredLoadings
 from sash.arrays._store_sink import Target, sync
 from sash.arrays._store_source import needs
 
@@ -18,38 +20,49 @@ _TOGETHER = 10
 """Chunks that it writes at once."""
 SMALL = ("singular_values", "explained_variance", "explained_variance_ratio", "residuals")
 """A number for each component."""
+LEFT_OUT = "left_out"
+"""One more, where not all loadings are kept."""
 
 
 class Held:
     """In memory."""
 
-    def __init__(self, loadings: np.dtype) -> None:
-        self._loadings = loadings
+    def __init__(self, kept: Kept) -> None:
+        self._kept = kept
 
     def begin(self, rows: int, columns: int, count: int, chunk: int) -> None:
         """Make room."""
-        self.scores, self.components = np.empty((rows, count)), np.empty((count, columns), self._loadings)
-        self.small = {name: np.empty(count) for name in SMALL}
+        self.scores = np.empty((rows, count))
+        sparse = self._kept.above is not None
+        self._loadings = HeldRows(self._kept, columns, count) if sparse else np.empty((count, columns), self._kept.dtype)
+        self.small = {name: np.empty(count) for name in _small(self._kept)}
 
     def put(self, start: int, loadings: np.ndarray, scores: np.ndarray, small: dict[str, np.ndarray]) -> None:
         """Components from `start` on: loadings (columns, some), scores (rows, some), and numbers."""
         stop = start + loadings.shape[1]
-        self.components[start:stop] = loadings.T
+        if isinstance(self._loadings, HeldRows):
+            small = {**small, LEFT_OUT: self._loadings.put(start, loadings)}
+        else:
+            self._loadings[start:stop] = loadings.T
         self.scores[:, start:stop] = scores
         for name, values in small.items():
             self.small[name][start:stop] = values
+
+    def components(self) -> Any:
+        """All of them, once all were put."""
+        return self._loadings.rows() if isinstance(self._loadings, HeldRows) else self._loadings
 
 
 class Folder:
     """A zarr group; its numbers are not compressed, which takes longer than it saves of random ones."""
 
-    def __init__(self, out: Path, loadings: np.dtype, overwrite: bool) -> None:
+    def __init__(self, out: Path, kept: Kept, overwrite: bool) -> None:
         if out.suffix.lower() != ".zarr":
             from sash.errors import InputError
 
             raise InputError(f"out is {out}; components go to a zarr folder: give a name that ends in .zarr.")
         self.target = Target.of(out, overwrite, folder=True)
-        self._loadings = loadings
+        self._kept = kept
 
     def begin(self, attributes: dict[str, Any], vectors: dict[str, np.ndarray]) -> None:
         """A new folder with what is known before: it is there for a resumed run to find."""
@@ -63,34 +76,38 @@ class Folder:
         """Arrays for so many components; False where they were there, of the same shape."""
         group = _zarr(self.target.out).open_group(self.target.partial, mode="r+")
         again = "scores" in group and group["scores"].shape == (rows, count)
+        self._bytes = 8 * rows * count + self._kept.filed_bytes(columns, count)
         if not again:
             long = max(_CHUNK_BYTES // (8 * chunk), 1)
-            with self.target.room(8 * rows * count + self._loadings.itemsize * columns * count):
+            with self.target.room(self._bytes):
                 words: dict[str, Any] = {"compressors": None, "overwrite": True}
-                group.create_array("scores", shape=(rows, count), dtype=float, chunks=(min(long, rows), chunk), **words)
-                shape, chunks = (count, columns), (chunk, min(long, columns))
-                group.create_array("loadings", shape=shape, dtype=self._loadings, chunks=chunks, **words)
-                for name in SMALL:
+                if self._kept.above is not None:
+                    FiledRows.begin(self._kept, group, columns, count)
+                else:
+                    shape, chunks = (count, columns), (chunk, min(long, columns))
+                    group.create_array("loadings", shape=shape, dtype=self._kept.dtype, chunks=chunks, **words)
+                for name in _small(self._kept):
                     group.create_array(name, shape=(count,), dtype=float, chunks=(count,), overwrite=True)
+                # The last one: where it is, all are.
+                group.create_array("scores", shape=(rows, count), dtype=float, chunks=(min(long, rows), chunk), **words)
         self._group = group
-        self._bytes = 8 * rows * count + self._loadings.itemsize * columns * count
+        self._rows = FiledRows(self._kept, group["loadings"], columns) if self._kept.above is not None else None
         return not again
 
     def put(self, start: int, loadings: np.ndarray, scores: np.ndarray, small: dict[str, np.ndarray]) -> None:
         """Components from `start` on, on the disk when this returns."""
         stop = start + loadings.shape[1]
         with self.target.room(self._bytes):
-            self._group["loadings"][start:stop] = np.ascontiguousarray(loadings.T, self._loadings)
+            if self._rows is not None:
+                small = {**small, LEFT_OUT: self._rows.put(start, loadings)}
+            else:
+                self._group["loadings"][start:stop] = np.ascontiguousarray(loadings.T, self._kept.dtype)
             self._group["scores"][:, start:stop] = scores
             for name, values in small.items():
                 self._group[name][start:stop] = values
         for place, _, files in os.walk(self.target.partial):
             if Path(place).name == "c" or "zarr.json" in files:
                 sync(Path(place))
-
-    def read(self, name: str) -> np.ndarray:
-        """A small array."""
-        return np.asarray(self._group[name][...])
 
     def finish(self, attributes: dict[str, Any]) -> Path:
         """The path; the folder appears under its name."""
@@ -111,6 +128,21 @@ def _zarr(out: Path) -> Any:
     return zarr
 
 
-def opened(path: Path) -> Any:
-    """The group in a folder, to be read."""
-    return _zarr(path).open_group(path, mode="r")
+@dataclass(frozen=True)
+class Written:
+    """What a whole folder has."""
+
+    components: Any
+    scores: Any
+    small: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, out: Path, kept: Kept) -> Written:
+        """Arrays that are read as they are sliced, and small ones."""
+        group = _zarr(out).open_group(out, mode="r")
+        components = group["loadings"] if kept.above is None else StoredLoadings(group["loadings"])
+        return cls(components, group["scores"], {name: np.asarray(group[name][...]) for name in _small(kept)})
+
+
+def _small(kept: Kept) -> tuple[str, ...]:
+    return SMALL if kept.above is None else (*SMALL, LEFT_OUT)

@@ -15,6 +15,7 @@ import numpy as np
 from sash.arrays._centred import STRIP
 from sash.arrays._gram import Gram
 from sash.arrays._krylov import space_bytes
+from sash.arrays._loadings import Kept
 from sash.arrays._matrix import Matrix
 from sash.arrays._moments import LANE_BYTES, Moments
 from sash.arrays._plan import Method
@@ -61,7 +62,7 @@ class Asked:
     variance: float | None
     tolerance: float
     filed: bool
-    loadings: np.dtype
+    loadings: Kept
     likely: int
     """Components, about, where their number is not known before."""
     most: int
@@ -248,7 +249,7 @@ def _fixed(matrix: Matrix, asked: Asked, threads: int, reading: int, count: int)
     rows, columns = matrix.shape
     fixed = (1 + asked.apart) * (STARTING_BYTES + matrix.held_bytes) + 8 * 6 * columns + 8 * 3 * rows
     if not asked.filed:
-        fixed += count * (8 * rows + asked.loadings.itemsize * columns)
+        fixed += 8 * rows * count + asked.loadings.held_bytes(columns, count)
     return fixed, threads * LANE_BYTES * columns + reading
 
 

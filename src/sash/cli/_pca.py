@@ -26,6 +26,9 @@ Tolerance = Annotated[float, typer.Option("--tolerance", help="Largest residual,
 Method = Annotated[str, typer.Option("--method", help="auto, krylov, gram or randqb.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of random starts.")]
 Loadings = Annotated[str, typer.Option("--loadings", help="What components are written as: float64 or float32.")]
+Above = Annotated[
+    float | None, typer.Option("--loadings-above", help="Keep only loadings of a larger size, as 0.01: components are a sparse matrix.")
+]
 Names = Annotated[
     Path | None, typer.Option("--names", help="Names of the columns, one a line; docs.vocab.txt beside docs.mtx is found by itself.")
 ]
@@ -46,6 +49,7 @@ def pca(
     method: Method = "auto",
     seed: Seed = 0,
     loadings: Loadings = "float64",
+    loadings_above: Above = None,
     names: Names = None,
     html: Html = None,
     estimate: Estimate = False,
@@ -81,6 +85,7 @@ def pca(
         "tolerance": tolerance,
         "method": method,
         "loadings": loadings,
+        "loadings_above": loadings_above,
         "names": names,
     }
     job = partial(arrays.pca, source, components, variance, out, **told, **places)

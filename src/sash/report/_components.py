@@ -52,10 +52,17 @@ def components_to_html(
 def _components_section(found: PCA) -> str:
     count, shares = len(found.singular_values), found.explained_variance_ratio
     rows, columns = found.scores.shape[0], found.components.shape[1]
+    kept = []
+    if found.left_out is not None:
+        share = f"{found.components.nnz / (columns * count):.2%}"
+        kept = [
+            ("loadings kept", share, f"above {found.loadings_above:g}; of a component, {found.left_out.max():.2f} of 1 is left out at most")
+        ]
     cards = _cards(
         ("components", f"{count:,}", f"of {rows:,} rows × {columns:,} columns, {found.weights}"),
         ("explained variance", f"{shares.sum():.2%}", f"of a total of {found.total_variance:.6g}, which is exact"),
         ("residuals", f"{found.residuals.max():.0e}", f"of a component's singular value, at most; by {found.method}"),
+        *kept,
     )
     hint = "Share of the variance that each component explains, and all up to it. The last one is marked."
     chart = (
