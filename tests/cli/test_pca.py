@@ -71,3 +71,26 @@ def test_only_large_loadings_are_kept_where_that_is_asked(sash, folder):
     result = sash("pca", "docs.mtx", "--components", "4", "--loadings-above", "1.5")
     assert result.exit_code == 2
     assert "give a size from 0 up to below 1" in result.stderr
+
+
+def test_a_model_scores_rows_of_another_file(sash, folder):
+    counts = scipy.sparse.csr_array(np.random.default_rng(0).poisson(0.3, (90, 60)))
+    scipy.io.mmwrite(folder / "docs.mtx", counts)
+    scipy.io.mmwrite(folder / "other.mtx", counts[::-1])
+    assert sash("pca", "docs.mtx", "-k", "4", "--weights", "log", "--out", "model.zarr").exit_code == 0
+    result = sash("pca", "other.mtx", "--model", "model.zarr", "--out", "scores.npy", "--budget", "64 MiB")
+    assert result.exit_code == 0, result.output
+    assert "wrote scores.npy: scores along 4 components" in result.stdout
+    scores = zarr.open_group(folder / "model.zarr", mode="r")["scores"][...]
+    np.testing.assert_allclose(np.load(folder / "scores.npy", allow_pickle=False), scores[::-1], atol=1e-6)
+    result = sash("pca", "other.mtx", "--model", "model.zarr", "--out", "scores.npy", "--overwrite", "--json")
+    assert json.loads(result.stdout) == {"components": 4, "out": "scores.npy"}
+    for wrong, told in (
+        (("--model", "model.zarr"), "say where, as --out scores.npy"),
+        (("--model", "model.zarr", "--out", "s.npy", "-k", "3"), "--components finds others"),
+        (("--model", "docs.mtx", "--out", "s.npy"), "give one that pca wrote"),
+        (("--model", "model.zarr", "--out", "scores.npy"), "is there already"),
+    ):
+        result = sash("pca", "other.mtx", *wrong)
+        assert result.exit_code == 2
+        assert told in result.stderr

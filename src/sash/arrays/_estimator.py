@@ -54,7 +54,7 @@ class PCAEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     def transform(self, X: Any) -> np.ndarray:  # noqa: N803
         """Scores of rows with the same columns, weighed, centred and scaled as those of `fit` were."""
         check_is_fitted(self)
-        return self.result_.transform(validate_data(self, X, reset=False, **_ACCEPTED))
+        return self.result_.transform(validate_data(self, X, reset=False, **_ACCEPTED), budget=self.budget)
 
     def inverse_transform(self, X: Any) -> np.ndarray:  # noqa: N803
         """Dense rows, as weighed, whose scores these are: what the components tell of them."""

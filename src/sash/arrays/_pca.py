@@ -21,13 +21,12 @@ from sash.arrays._journal import Journal
 from sash.arrays._loadings import Kept
 from sash.arrays._matrix import Matrix
 from sash.arrays._matrix_names import Names
-from sash.arrays._moments import Moments
 from sash.arrays._pca_apart import check_apart, check_filed, rarity_apart
 from sash.arrays._pca_estimate import ComponentsEstimate, estimated_of
 from sash.arrays._pca_methods import Task, centred_of, chunks, found_by
 from sash.arrays._pca_open import opened_within
 from sash.arrays._pca_result import PCA, PcaPlan
-from sash.arrays._pca_store import Folder, Held, Written, writing_bytes
+from sash.arrays._pca_store import Folder, Held, writing_bytes
 from sash.arrays._pca_ways import CHUNK, STARTING_BYTES, Asked, Way, choose, without_time
 from sash.arrays._rates import array_rates
 from sash.arrays._reduced_filed import forget, free_bytes
@@ -289,7 +288,19 @@ def _held(job: Task, weights: Weights, scale: bool) -> PCA:
         for start, loadings, scores, small in chunks(job, centred, made, set()):
             into.put(start, loadings, scores, small)
             del loadings, scores
-    return _result(job, centred.moments, into.components(), into.scores, into.small, weights, scale, None)
+    return PCA(
+        components=into.components(),
+        scores=into.scores,
+        mean=centred.moments.mean,
+        scale=centred.moments.scale if scale else None,
+        total_variance=centred.moments.total,
+        method=job.way.method,
+        weights=weights,
+        idf=job.matrix.idf if isinstance(job.matrix, Weighted) else None,
+        names=job.matrix.names,
+        loadings_above=job.asked.loadings.above,
+        **into.small,
+    )
 
 
 def _filed(job: Task, out: Path, options: Options, facts: dict[str, Any]) -> PCA:
@@ -338,24 +349,4 @@ def _filed(job: Task, out: Path, options: Options, facts: dict[str, Any]) -> PCA
     into.finish(attributes)
     journal.remove()
     note.unlink(missing_ok=True)
-    made = Written.of(out, asked.loadings)
-    return _result(job, centred.moments, made.components, made.scores, made.small, facts["weights"], job.scale, out)
-
-
-def _result(
-    job: Task, found: Moments, components: Any, scores: Any, small: dict[str, np.ndarray], weights: Weights, scale: bool, out: Path | None
-) -> PCA:
-    return PCA(
-        components=components,
-        scores=scores,
-        mean=found.mean,
-        scale=found.scale if scale else None,
-        total_variance=found.total,
-        loadings_above=job.asked.loadings.above,
-        method=job.way.method,
-        weights=weights,
-        idf=job.matrix.idf if isinstance(job.matrix, Weighted) else None,
-        names=job.matrix.names,
-        out=out,
-        **small,
-    )
+    return PCA.open(out)

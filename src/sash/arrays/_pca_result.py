@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 
 from sash.arrays._loadings import dense_loadings
 from sash.arrays._pca_estimate import ComponentsEstimate
+from sash.arrays._pca_scores import scores_of
+from sash.arrays._pca_store import Written
 from sash.arrays._plan import ArrayPlan
+from sash.arrays._running import Options
 from sash.arrays._topics_result import TopicModel
-from sash.arrays._weights import Weights, weigh
-from sash.errors import InputError
+from sash.arrays._weights import Weights
 from sash.units import format_bytes, format_seconds
 
 
@@ -95,22 +96,45 @@ class PCA:
     left_out: np.ndarray | None = None
     """The length of what is not kept of each component, of which the whole length is 1; None where all is."""
 
-    def transform(self, rows: Any) -> np.ndarray:
-        """Scores of other rows with the same columns: weighed, centred and scaled as these were.
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> PCA:
+        """Those that `pca` wrote to a folder; raises `InputError` for what is none, or not whole."""
+        found = Written.of(Path(path))
+        told = found.attributes
+        return cls(
+            components=found.components,
+            scores=found.scores,
+            mean=found.vectors["mean"],
+            scale=found.vectors.get("scale"),
+            idf=found.vectors.get("idf"),
+            total_variance=told["total_variance"],
+            method=told["method"],
+            weights=told["weights"],
+            names=tuple(told["names"]) if "names" in told else None,
+            loadings_above=told.get("loadings_above"),
+            out=Path(path),
+            **found.small,
+        )
 
-        Where only the largest loadings are kept, each is off by at most `left_out` times the length of the centred and scaled row.
+    def transform(
+        self,
+        rows: Any,
+        out: str | os.PathLike[str] | None = None,
+        *,
+        budget: str | int = "2 GiB",
+        workers: int | None = None,
+        overwrite: bool = False,
+        progress: bool | None = False,
+    ) -> Any:
+        """Scores of other rows with the same columns, (rows, components): weighed, centred and scaled as these were.
+
+        `rows` are an array, a sparse matrix, or any file that `pca` reads; a block of them is read at a time, and what is held stays within
+        `budget` bytes, the scores themselves among it. With `out`, a name that ends in .npy, these go to that file, which appears when it
+        is whole, and its path is returned. Where only the largest loadings are kept, a score is off by at most `left_out` times the length
+        of the centred and scaled row. Raises `InputError` for rows with other columns, or other names of them, and for numbers that are
+        not finite; `DoesNotFit` with the least budget.
         """
-        given: Any = scipy.sparse.csr_array(rows) if scipy.sparse.issparse(rows) else np.asarray(rows)
-        if given.ndim != 2 or given.shape[1] != len(self.mean):
-            raise InputError(f"the rows have the shape {tuple(given.shape)}; give {len(self.mean)} columns, as the matrix has.")
-        weighed = weigh(given, self.weights, self.idf)
-        factors = np.ones(len(self.mean)) if self.scale is None else self.scale
-        found = np.empty((given.shape[0], len(self.singular_values)))
-        # Components by chunks: they may lie on disk.
-        for start in range(0, found.shape[1], 64):
-            own = dense_loadings(self.components[start : start + 64]) * factors
-            found[:, start : start + 64] = weighed @ own.T - own @ self.mean
-        return found
+        return scores_of(self, rows, out, Options(budget, workers, overwrite, False, progress))
 
     def top_terms(self, component: int, count: int = 10) -> tuple[tuple[str, float], ...]:
         """The columns with the largest loadings by size, with these: none that are zero, or not kept. Columns without names are told by

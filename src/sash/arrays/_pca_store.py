@@ -12,6 +12,7 @@ import numpy as np
 from sash.arrays._loadings import FiledRows, HeldRows, Kept, StoredLoadings
 from sash.arrays._store_sink import Target, sync
 from sash.arrays._store_source import needs
+from sash.errors import InputError
 
 _CHUNK_BYTES = 2 << 20
 _WRITING_BYTES = 1 << 20
@@ -20,6 +21,8 @@ _TOGETHER = 10
 """Chunks that it writes at once."""
 SMALL = ("singular_values", "explained_variance", "explained_variance_ratio", "residuals")
 """A number for each component."""
+_VECTORS = ("mean", "scale", "idf")
+"""A number for each column; the first is always there."""
 LEFT_OUT = "left_out"
 """One more, where not all loadings are kept."""
 
@@ -35,7 +38,7 @@ class Held:
         self.scores = np.empty((rows, count))
         sparse = self._kept.above is not None
         self._loadings = HeldRows(self._kept, columns, count) if sparse else np.empty((count, columns), self._kept.dtype)
-        self.small = {name: np.empty(count) for name in _small(self._kept)}
+        self.small: dict[str, Any] = {name: np.empty(count) for name in _small(self._kept)}
 
     def put(self, start: int, loadings: np.ndarray, scores: np.ndarray, small: dict[str, np.ndarray]) -> None:
         """Components from `start` on: loadings (columns, some), scores (rows, some), and numbers."""
@@ -58,8 +61,6 @@ class Folder:
 
     def __init__(self, out: Path, kept: Kept, overwrite: bool) -> None:
         if out.suffix.lower() != ".zarr":
-            from sash.errors import InputError
-
             raise InputError(f"out is {out}; components go to a zarr folder: give a name that ends in .zarr.")
         self.target = Target.of(out, overwrite, folder=True)
         self._kept = kept
@@ -132,16 +133,46 @@ def _zarr(out: Path) -> Any:
 class Written:
     """What a whole folder has."""
 
+    attributes: dict[str, Any]
     components: Any
     scores: Any
     small: dict[str, np.ndarray]
+    vectors: dict[str, np.ndarray]
+    """The columns' means, and where there are some their scale and rarity."""
 
     @classmethod
-    def of(cls, out: Path, kept: Kept) -> Written:
-        """Arrays that are read as they are sliced, and small ones."""
-        group = _zarr(out).open_group(out, mode="r")
+    def of(cls, path: Path) -> Written:
+        """Arrays that are read as they are sliced, and small ones; raises `InputError` for what is no such folder."""
+        zarr = _zarr(path)
+        try:
+            group = zarr.open_group(path, mode="r")
+        except Exception as error:
+            raise InputError(f"{path} cannot be read as a folder of components ({error}); give one that pca wrote.") from error
+        told = dict(group.attrs)
+        kept = Kept(np.dtype(float), told.get("loadings_above"))
+        wanted = {*_small(kept), *_VECTORS[:1], "scores", "loadings"} - set(group)
+        wanted |= {"total_variance", "method", "weights"} - set(told)
+        if told.get("weights") == "tfidf":
+            wanted |= {"idf"} - set(group)
+        if told.get("operation") != "pca" or wanted:
+            missing = f"has no {', '.join(sorted(wanted))}" if wanted else "was written by something else"
+            raise InputError(f"{path} {missing}; give a folder that pca wrote.")
+        vectors = {name: _numbers(group, name, path) for name in _VECTORS if name in group}
+        small = {name: _numbers(group, name, path) for name in _small(kept)}
         components = group["loadings"] if kept.above is None else StoredLoadings(group["loadings"])
-        return cls(components, group["scores"], {name: np.asarray(group[name][...]) for name in _small(kept)})
+        shape = len(small[SMALL[0]]), len(vectors["mean"])
+        names = told.get("names", range(shape[1]))
+        right = components.shape == shape and {len(names), *map(len, vectors.values())} == {shape[1]}
+        if not right or set(map(len, small.values())) != {shape[0]} or group["scores"].shape[1:] != shape[:1]:
+            raise InputError(f"{path} has arrays whose lengths do not go together; it was changed since pca wrote it.")
+        return cls(told, components, group["scores"], small, vectors)
+
+
+def _numbers(group: Any, name: str, path: Path) -> np.ndarray:
+    array = group[name]
+    if getattr(array, "ndim", 0) != 1 or array.dtype.kind != "f":
+        raise InputError(f"{path}/{name} is no array of numbers in one axis; it was changed since pca wrote it.")
+    return np.asarray(array[...])
 
 
 def _small(kept: Kept) -> tuple[str, ...]:

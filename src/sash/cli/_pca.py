@@ -32,6 +32,9 @@ Above = Annotated[
 Names = Annotated[
     Path | None, typer.Option("--names", help="Names of the columns, one a line; docs.vocab.txt beside docs.mtx is found by itself.")
 ]
+Model = Annotated[
+    Path | None, typer.Option("--model", help="A folder of components that were found: write scores of the matrix's rows along them, .npy.")
+]
 Html = Annotated[Path | None, typer.Option("--html", help="Write a report, one page that opens offline: scree plot and terms.")]
 Estimate = Annotated[bool, typer.Option("--estimate", help="Print about how many components --variance takes, with bounds; find none.")]
 
@@ -51,6 +54,7 @@ def pca(
     loadings: Loadings = "float64",
     loadings_above: Above = None,
     names: Names = None,
+    model: Model = None,
     html: Html = None,
     estimate: Estimate = False,
     workers: Workers = None,
@@ -65,10 +69,26 @@ def pca(
     sash pca docs.mtx --variance 0.9 --out model.zarr --budget 8GiB
 
     sash pca docs.mtx --components 100 --weights tfidf
+
+    sash pca other.mtx --model model.zarr --out scores.npy
     """
     from sash import arrays, report
 
     check_writable(html)
+    if model is not None:
+        asked = {"--components": components, "--variance": variance, "--html": html}
+        if wrong := [name for name, value in asked.items() if value is not None]:
+            raise InputError(f"--model scores rows along components that were found; {wrong[0]} finds others: leave one of them away.")
+        if out is None:
+            raise InputError("--model writes scores of rows: say where, as --out scores.npy.")
+        found, ways = arrays.PCA.open(model), dict[str, Any](budget=budget, workers=workers, overwrite=overwrite, progress=None)
+        found.transform(source, out, **ways)
+        count = len(found.singular_values)
+        if as_json:
+            show_json(json.dumps({"components": count, "out": str(out)}))
+        else:
+            show(f"wrote {out}: scores along {count} components")
+        return
     told: dict[str, Any] = {"weights": weights, "scale": scale, "seed": seed, "budget": budget, "workers": workers}
     if estimate:
         if variance is None:
