@@ -74,6 +74,8 @@ def test_passes_have_the_bits_of_as_many_threads(tmp_path, address, kind, form):
         ("dense", "wide", "gram"),
         ("sparse", "tall", "gram"),
         ("dense", "tall", "randqb"),
+        ("sparse", "tall", "nystrom"),
+        ("dense", "wide", "nystrom"),
     ],
 )
 def test_components_have_the_bits_of_as_many_threads(tmp_path, address, monkeypatch, kind, form, method):
@@ -142,7 +144,7 @@ def test_every_kind_of_file_is_opened_by_workers(tmp_path, address, name, write)
     np.testing.assert_allclose(found.singular_values, pca(matrix, 4, tolerance=1e-10).singular_values, rtol=1e-10)
 
 
-@pytest.mark.parametrize("method", ["krylov", "gram"])
+@pytest.mark.parametrize("method", ["krylov", "gram", "nystrom"])
 def test_a_worker_that_is_killed_half_way_changes_nothing(tmp_path, cluster, address, monkeypatch, method):
     scipy.sparse.save_npz(tmp_path / "docs.npz", texts())
     expected = pca(tmp_path / "docs.npz", 6, method=method, workers=address)
@@ -221,6 +223,22 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, address, monkeypa
     np.testing.assert_array_equal(found.scores[...], expected.scores[...])
     np.testing.assert_array_equal(found.components[...], expected.components[...])
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["again.zarr", "docs.npz", "whole.zarr"]
+
+
+def test_nystrom_takes_a_pass_each_way_there(tmp_path, address, monkeypatch):
+    from sash.arrays import _nystrom_ways
+
+    scipy.sparse.save_npz(tmp_path / "docs.npz", texts())
+    words = {"method": "nystrom", "workers": address}
+    assert pca(tmp_path / "docs.npz", 9, plan_only=True, **words).passes == 3
+    whole = pca(tmp_path / "docs.npz", 9, scale=True, **words)
+    for name in ("CHUNK", "NARROW"):
+        monkeypatch.setattr(_nystrom_ways, name, 4)
+    # Means and the sketch, the basis, three chunks.
+    assert pca(tmp_path / "docs.npz", 9, plan_only=True, **words).passes == 1 + 1 + 2 * 3
+    parts = pca(tmp_path / "docs.npz", 9, scale=True, **words)
+    for name in ("singular_values", "components", "scores", "residuals"):
+        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), atol=1e-9)
 
 
 def test_a_plan_counts_what_this_process_and_all_workers_hold(tmp_path, address):

@@ -1,6 +1,7 @@
 """The page of components and topics: figures, terms, signs; complete, escaped, whole or not at all."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,6 +58,14 @@ def words_of(page):
     """The page's words, without its scripts, styles and tags."""
     body = page[page.index("<main>") : page.index("</main>")]
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
+
+
+def test_what_components_may_miss_is_told(tmp_path):
+    components_to_html(tmp_path / "page.html", replace(make_components(), method="nystrom", shortfall=0.3))
+    told = words_of((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert "shortfall 2.00% of the total variance, by which the true variance of a component is larger, at most" in told
+    components_to_html(tmp_path / "page.html", make_components())
+    assert "shortfall" not in words_of((tmp_path / "page.html").read_text(encoding="utf-8"))
 
 
 def test_topics_are_told_with_their_figures_and_terms(tmp_path):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse
@@ -19,6 +19,9 @@ from sash.arrays._moments import Moments
 from sash.arrays._row_slices import sum_in_order
 from sash.arrays._spmm import centre, gathered, scattered, there_and_back
 from sash.arrays._sweep import Sweep, cut_rows
+
+if TYPE_CHECKING:
+    from sash.arrays._nystrom import Sketch
 
 STRIP = 32
 """Vectors at once, where there are many: as many as a processor's caches hold beside a matrix's rows."""
@@ -36,6 +39,8 @@ class Centred:
     """Whether the matrix is taken into memory, and its transpose beside it."""
     passed: Callable[[float], None] = lambda share: None
     """Told the share of a pass over the file that has been done."""
+    sketch: Sketch | None = None
+    """What the pass for means made beside, where it did; it goes to who uses it up."""
     _between: np.ndarray | None = field(default=None, init=False)
     """What a product there and back has in the middle."""
 
@@ -64,7 +69,7 @@ class Centred:
         scaled = self._scaled(vectors)
         offset = self.moments.mean @ scaled
         if self.held:
-            made = _lines((self.sweep.matrix.shape[0], scaled.shape[1]))
+            made = lines((self.sweep.matrix.shape[0], scaled.shape[1]))
             self._gathered(self._rows, scaled, offset, made)
             return made
         return self.sweep.filled(_Forth(scaled, offset), np.empty((self.sweep.matrix.shape[0], scaled.shape[1])), self.passed)
@@ -74,12 +79,23 @@ class Centred:
         vectors = np.ascontiguousarray(vectors)
         sums = vectors.sum(axis=0)
         if self.held:
-            made = _lines((self.sweep.matrix.shape[1], vectors.shape[1]))
+            made = lines((self.sweep.matrix.shape[1], vectors.shape[1]))
             self._gathered(self._columns, vectors, np.zeros(vectors.shape[1]), made)
         else:
             made = self.sweep.summed(_Back((self.sweep.matrix.shape[1], vectors.shape[1])), vectors, self.passed)
         centre(made, self.moments.mean, sums, self.moments.scale)
         return made
+
+    def forth_and_back(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What `forth` makes of vectors, and what `back` makes of that, to the same bits: in one pass where lanes are threads."""
+        if self.held:
+            return (made := self.forth(vectors)), self.back(made)
+        scaled = self._scaled(vectors)
+        rows, columns = self.sweep.matrix.shape
+        filling, summing = _Forth(scaled, self.moments.mean @ scaled), _Back((columns, scaled.shape[1]))
+        made, found = self.sweep.filled_and_summed(filling, summing, np.empty((rows, scaled.shape[1])), self.passed)
+        centre(found, self.moments.mean, made.sum(axis=0), self.moments.scale)
+        return made, found
 
     def _back_and_forth(self, vectors: np.ndarray) -> np.ndarray:
         """What lies between stays in the same memory, and every thread centres what it has just made."""
@@ -87,7 +103,7 @@ class Centred:
         sums, (mean, scale) = vectors.sum(axis=0), (self.moments.mean, self.moments.scale)
         shape = self.sweep.matrix.shape[1], vectors.shape[1]
         if self._between is None or self._between.shape != shape:
-            self._between = _lines(shape)
+            self._between = lines(shape)
         between = self._between
 
         def centred(part: tuple[int, int]) -> np.ndarray:
@@ -99,21 +115,21 @@ class Centred:
             return mean[rows] @ own
 
         parts = self._gathered(self._columns, vectors, np.zeros(shape[1]), between, centred)
-        made = _lines(vectors.shape)
+        made = lines(vectors.shape)
         self._gathered(self._rows, between, sum_in_order(parts), made)
         return made
 
     def _there_and_back(self, vectors: np.ndarray) -> np.ndarray:
         scaled = self._scaled(vectors)
         offset = self.moments.mean @ scaled
-        made, sums = self.sweep.summed(_ThereAndBack(scaled, offset), None, self.passed)
+        made, sums = self.sweep.summed(ThereAndBack(scaled, offset), None, self.passed)
         centre(made, self.moments.mean, sums, self.moments.scale)
         return made
 
     def _scaled(self, vectors: np.ndarray) -> np.ndarray:
         """Numbers of columns as scaled, in C's order."""
         if self._scales:
-            return np.multiply(vectors, self.moments.scale[:, None], out=_lines(vectors.shape))
+            return np.multiply(vectors, self.moments.scale[:, None], out=lines(vectors.shape))
         return _in_lines(vectors)
 
     @cached_property
@@ -148,7 +164,7 @@ class Centred:
             return list(pool.map(work, parts))
 
 
-def _lines(shape: tuple[int, ...], zero: bool = False) -> np.ndarray:
+def lines(shape: tuple[int, ...], zero: bool = False) -> np.ndarray:
     """An array that begins where a line of memory does."""
     size = 8 * int(np.prod(shape))
     memory = (np.zeros if zero else np.empty)(size + _LINE, np.uint8)
@@ -160,7 +176,7 @@ def _in_lines(vectors: np.ndarray) -> np.ndarray:
     """The same vectors, in rows one after the other."""
     if vectors.flags.c_contiguous and (vectors.ctypes.data % _LINE == 0 or vectors.itemsize * vectors.shape[1] % _LINE):
         return vectors
-    made = _lines(vectors.shape)
+    made = lines(vectors.shape)
     made[...] = vectors
     return made
 
@@ -194,7 +210,7 @@ class _Back:
 
     def begin(self) -> np.ndarray:
         """Sums for columns."""
-        return _lines(self.shape, True)
+        return lines(self.shape, True)
 
     def add(self, made: np.ndarray, block: Any, start: int, rows: np.ndarray) -> None:
         """Add the block's."""
@@ -209,7 +225,7 @@ class _Back:
 
 
 @dataclass(frozen=True, eq=False)
-class _ThereAndBack:
+class ThereAndBack:
     """The transpose times rows of a product, and the sum of these."""
 
     vectors: np.ndarray
@@ -217,7 +233,7 @@ class _ThereAndBack:
 
     def begin(self) -> tuple[np.ndarray, np.ndarray]:
         """Sums for columns, and of rows."""
-        return _lines(self.vectors.shape, True), np.zeros(self.vectors.shape[1])
+        return lines(self.vectors.shape, True), np.zeros(self.vectors.shape[1])
 
     def add(self, made: tuple[np.ndarray, np.ndarray], block: Any, start: int, rows: None) -> None:
         """Add the block's."""

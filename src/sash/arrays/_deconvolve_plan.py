@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import isnan, nan, prod
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Protocol
@@ -87,11 +86,6 @@ class DeconvolutionPlan(ArrayPlan):
     """Between what the error is to be expected, where noise was neither stated nor found, and data alone do not tell it: with none but
     rounding, and with as much as could not be told from signal. Elsewhere both are `error`."""
 
-    def to_json(self) -> str:
-        """The plan as JSON."""
-        found = {"schema": "sash.array-plan/1", **asdict(self)}
-        return json.dumps(_without_nan(found))
-
     def __str__(self) -> str:
         lines = super().__str__().splitlines()
         place = next(number for number, line in enumerate(lines) if line.startswith("error "))
@@ -106,15 +100,6 @@ class DeconvolutionPlan(ArrayPlan):
         if not isnan(self.condition):
             lines.insert(place, f"condition {self.condition:.1e}")
         return "\n".join(lines)
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no numbers that are none, nor infinite ones."""
-    if isinstance(value, dict):
-        return {key: _without_nan(own) for key, own in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(own) for own in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def fitted(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from sash.arrays._matrix import check_finite
+from sash.arrays._matrix import Matrix, check_finite
 from sash.arrays._sweep import Sweep
 
 LANE_BYTES = 8 * 6
@@ -33,7 +33,7 @@ class Moments:
         return float(np.sum(self.variance * self.scale**2))
 
 
-class _Lane:
+class Lane:
     """Rows added up so far: merged block by block, which keeps variances right where means are large."""
 
     def __init__(self, columns: int) -> None:
@@ -55,16 +55,16 @@ class _Lane:
 
 
 @dataclass(frozen=True)
-class _Means:
+class Means:
     """Means and squares of blocks."""
 
     columns: int
 
-    def begin(self) -> _Lane:
+    def begin(self) -> Lane:
         """No rows."""
-        return _Lane(self.columns)
+        return Lane(self.columns)
 
-    def add(self, made: _Lane, block: Any, start: int, rows: None) -> None:
+    def add(self, made: Lane, block: Any, start: int, rows: None) -> None:
         """Take a block in; raises `InputError` for numbers that are not finite."""
         check_finite(block, start, "the matrix")
         rows_here = block.shape[0]
@@ -78,16 +78,19 @@ class _Means:
             _sparse(block.indices, block.data, rows_here, mean, squares, counts)
         made.merge(rows_here, mean, squares, counts)
 
-    def join(self, made: _Lane, other: _Lane) -> None:
+    def join(self, made: Lane, other: Lane) -> None:
         """Take another lane in; its numbers are overwritten."""
         made.merge(other.rows, other.mean, other.squares, other.counts)
 
 
 def moments(sweep: Sweep, scale: bool) -> Moments:
     """In one pass; raises `InputError` for NaN and infinities."""
-    matrix = sweep.matrix
+    return moments_of(sweep.summed(Means(sweep.matrix.shape[1])), sweep.matrix, scale)
+
+
+def moments_of(found: Lane, matrix: Matrix, scale: bool) -> Moments:
+    """Of all rows of a matrix, added up."""
     rows, columns = matrix.shape
-    found: _Lane = sweep.summed(_Means(columns))
     variance = found.squares / max(rows - 1, 1)
     # What is left of a column of equal numbers is rounding.
     variance[variance <= (4 * np.finfo(float).eps * np.abs(found.mean)) ** 2 * rows] = 0.0

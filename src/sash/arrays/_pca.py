@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from math import inf
+from math import ceil, inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,12 +22,13 @@ from sash.arrays._loadings import Kept
 from sash.arrays._matrix import Matrix
 from sash.arrays._matrix_names import Names
 from sash.arrays._pca_apart import check_apart, check_filed, rarity_apart
+from sash.arrays._pca_choose import choose
 from sash.arrays._pca_estimate import ComponentsEstimate, estimated_of
 from sash.arrays._pca_methods import Task, centred_of, chunks, found_by
 from sash.arrays._pca_open import opened_within
 from sash.arrays._pca_result import PCA, PcaPlan
 from sash.arrays._pca_store import Folder, Held, writing_bytes
-from sash.arrays._pca_ways import CHUNK, STARTING_BYTES, Asked, Way, choose, without_time
+from sash.arrays._pca_ways import CHUNK, STARTING_BYTES, Asked, Way, without_time
 from sash.arrays._rates import array_rates
 from sash.arrays._reduced_filed import forget, free_bytes
 from sash.arrays._running import MAPPED_FROM, Options, showing
@@ -37,7 +38,7 @@ from sash.errors import DoesNotFit, InputError, SashError
 from sash.heap import blocks_given_back
 from sash.units import format_shape
 
-METHODS = ("auto", "krylov", "gram", "randqb")
+METHODS = ("auto", "krylov", "gram", "randqb", "nystrom")
 _WORTH = 0.2
 """Of the time of what is planned, that an estimate may take which might lead to another plan."""
 
@@ -52,7 +53,7 @@ def pca(
     weights: Weights = "counts",
     scale: bool = False,
     tolerance: float = 1e-6,
-    method: Literal["auto", "krylov", "gram", "randqb"] = "auto",
+    method: Literal["auto", "krylov", "gram", "randqb", "nystrom"] = "auto",
     seed: int = 0,
     loadings: Literal["float64", "float32"] = "float64",
     loadings_above: float | None = None,
@@ -76,11 +77,17 @@ def pca(
     measured at the end; singular values below 1e-7 of the largest are rounding, and their residuals say so. "randqb" is quick where the
     matrix is of low rank, and may take some components more than the fewest. Bits are the same for the same seed, budget and workers.
 
+    "nystrom" reads a file that is larger than memory twice, where the others read it tens of times: one pass finds means, variances and the
+    covariance of twice as many random vectors as components, after a look at a hundredth of the rows; the next the best components of their
+    range, exact where the rank is no more than theirs. Without room for all of them it takes one pass more, and one for each chunk. How
+    near it comes rests on how fast singular values fall, and is not known before: residuals tell, and `shortfall`, which no explained
+    variance is further below the true one than. It is taken on request alone.
+
     With the address of a Dask scheduler as `workers` ("tcp://host:8786") passes over the matrix run on its workers, which read the file
     themselves: a map over rows, and sums that are added here in order; a worker that dies costs time alone. What is dense runs in this
-    process, and the budget bounds what it and all workers hold together. "krylov" and "randqb" have the bits of as many threads that read
-    the file, whatever is lost on the way; "gram" has bits of its own for each number of workers' threads, and makes in this process a Gram
-    matrix that is reduced on disk.
+    process, and the budget bounds what it and all workers hold together. "krylov", "randqb" and "nystrom" have the bits of as many threads
+    that read the file, whatever is lost on the way; "gram" has bits of its own for each number of workers' threads, and makes in this
+    process a Gram matrix that is reduced on disk.
 
     Returns a `PCA`; with `out`, a name that ends in .zarr, that folder is written, chunk by chunk of components, and an interrupted run is
     taken up by the same call. `loadings` is the type that components are kept in. With `loadings_above` only loadings of a larger size are
@@ -91,7 +98,7 @@ def pca(
     With `plan_only` nothing runs, and what would is returned: a `PcaPlan`. How many components a share takes decides what is quickest:
     where telling that beforehand takes a fifth of the time or less, it is estimated first, for a plan as well (see `estimate_components`).
     Raises `InputError` for what makes no components, `DoesNotFit` with the least budget that would do, before any work.
-    Source: Grimes, Lewis, Simon 1994 (block Lanczos); Yu, Gu, Li 2018 (randQB_EI).
+    Source: Grimes, Lewis, Simon 1994 (block Lanczos); Yu, Gu, Li 2018 (randQB_EI); Halko, Martinsson, Tropp 2011 (Nyström).
     """
     options = Options(budget, workers, overwrite, restart, progress)
     _check(components, variance, tolerance, method, seed)
@@ -145,6 +152,8 @@ def _check(components: Any, variance: Any, tolerance: float, method: str, seed: 
         raise InputError(f"method is {method!r}; it is one of {', '.join(METHODS)}.")
     if method == "randqb" and variance is None:
         raise InputError("method 'randqb' finds components for a share of the variance; give variance, or take 'krylov'.")
+    if method == "nystrom" and components is None:
+        raise InputError("method 'nystrom' finds a number of components that is given; give components, or take 'gram'.")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise InputError(f"seed is {seed!r}; give a whole number from 0 on.")
 
@@ -221,11 +230,6 @@ def _planned(
     way, methods = choose(matrix, asked, options.budget_bytes, seats.threads, method, rates, spare)
     chosen = next(one for one in methods if one.name == way.method)
     count = asked.components or asked.likely
-    passes = 1 if way.method == "gram" or way.held else 2 + -(-int(4 * count) // way.block)
-    if way.filed:
-        # For rows' products each strip reads what comes after it: half of the rows, on average.
-        strips = -(-way.filed.side // way.filed.strip)
-        passes += -(-strips // 2) if matrix.shape[0] < matrix.shape[1] else strips
     written = 8 * matrix.shape[0] * count + asked.loadings.filed_bytes(matrix.shape[1], count)
     plan = PcaPlan(
         operation=f"PCA of {format_shape(matrix.shape)}{seats.told}",
@@ -235,10 +239,10 @@ def _planned(
         tasks=-(-count // way.chunk),
         task_shape=(matrix.shape[0], way.chunk),
         workers=way.workers,
-        passes=passes,
+        passes=ceil(way.passes),
         budget_bytes=options.budget_bytes,
         peak_bytes=max(way.peak_bytes, matrix.opening_bytes + STARTING_BYTES),
-        read_bytes=passes * matrix.file_bytes,
+        read_bytes=round(way.passes * matrix.file_bytes),
         written_bytes=written,
         wall_s=way.wall_s,
         error=chosen.error,
@@ -299,6 +303,7 @@ def _held(job: Task, weights: Weights, scale: bool) -> PCA:
         idf=job.matrix.idf if isinstance(job.matrix, Weighted) else None,
         names=job.matrix.names,
         loadings_above=job.asked.loadings.above,
+        shortfall=made.shortfall,
         **into.small,
     )
 
@@ -343,7 +348,7 @@ def _filed(job: Task, out: Path, options: Options, facts: dict[str, Any]) -> PCA
             journal.done(start)
             del loadings, scores
     total = centred.moments.total
-    attributes = {"method": job.way.method, "total_variance": total, "found": made.count}
+    attributes = {"method": job.way.method, "total_variance": total, "found": made.count, "shortfall": made.shortfall}
     if job.matrix.names:
         attributes["names"] = list(job.matrix.names)
     into.finish(attributes)

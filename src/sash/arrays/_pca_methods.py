@@ -16,6 +16,7 @@ from sash.arrays._gram import Gram
 from sash.arrays._krylov import Pairs, State, largest
 from sash.arrays._matrix import Matrix
 from sash.arrays._moments import moments
+from sash.arrays._nystrom import basis_of, sketched, with_scores, without_scores
 from sash.arrays._pca_ways import Asked, Way, gram_blocks
 from sash.arrays._reduced_filed import FiledReduced, reduced_in_files
 from sash.arrays._row_slices import Each, slices_of, sum_in_order
@@ -58,15 +59,22 @@ def centred_of(job: Task) -> Centred:
     """The matrix with its means, after a pass over it; raises `InputError` where nothing varies."""
     way = job.way
     sweep = Sweep(job.matrix, way.workers, way.stored, job.apart)
-    found = moments(sweep, job.scale)
+    if way.method == "nystrom":
+        found, sketch = sketched(sweep, way.most, job.scale, job.seed, lambda share: job.tick(0.35 * share))
+    else:
+        found, sketch = moments(sweep, job.scale), None
     if found.total <= 0:
         raise InputError(f"all {job.matrix.shape[0]} rows of the matrix are equal, so that nothing varies; there are no components.")
-    return Centred(sweep, found, way.held)
+    return Centred(sweep, found, way.held, sketch=sketch)
+
+
+Sides = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Loadings, scores, singular values and residuals of some components."""
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """Eigenvectors of the smaller side's Gram matrix, as far as they are made."""
+    """Eigenvectors of the smaller side's Gram matrix, or of the columns', as far as they are made."""
 
     count: int
     vectors: Callable[[int, int], np.ndarray]
@@ -75,12 +83,18 @@ class Found:
     """The Gram matrix's largest eigenvalues: `count` of them at least."""
     groups: tuple[tuple[int, int], ...]
     """From the first to before the last of vectors that are made together."""
+    shortfall: float | None = None
+    """What the true explained variances are larger by, each at most, where residuals do not tell; but for rounding."""
+    finished: Sides | None = None
+    """All there is to find, where it was made on the way."""
 
 
 def found_by(job: Task, centred: Centred, note: Path | None, done: set[int] | None) -> Found:
     """What the job's way finds; `note` is where a long reduction is noted, `done` are chunks of an earlier run, if there was one."""
     if job.way.method == "gram":
         return _by_gram(job, centred, note, done is not None)
+    if job.way.method == "nystrom":
+        return _by_nystrom(job, centred)
     found = _by_krylov(job, centred) if job.way.method == "krylov" else _by_randqb(job, centred)
     return Found(len(found.values), lambda start, stop: found.vectors[:, start:stop], found.values, ((0, len(found.values)),))
 
@@ -193,6 +207,28 @@ def _by_randqb(job: Task, centred: Centred) -> Pairs:
     return replace(found, values=found.values[:count], vectors=found.vectors[:, :count], residuals=found.residuals[:count])
 
 
+def _by_nystrom(job: Task, centred: Centred) -> Found:
+    """Vectors of columns, whichever side is smaller: these go there and back in one pass."""
+    asked, (rows, columns) = job.asked, job.matrix.shape
+    assert asked.components is not None
+    assert centred.sketch is not None
+    sketch, centred.sketch = centred.sketch, None
+    basis, count = basis_of(sketch, job.threads), asked.components
+    at_once = job.way.chunk >= count
+    told = replace(centred, passed=lambda share: job.tick(0.3 * share))
+    products: tuple[np.ndarray, np.ndarray] | None = None
+    if at_once:
+        vectors, products, squares = with_scores(told, basis, count)
+    else:
+        vectors, squares = without_scores(told, basis, count)
+    found = np.zeros(count)
+    found[: len(squares[:count])] = squares[:count]
+    _check_rank(job, found, (8 * np.finfo(float).eps * max(rows, columns)) ** 2)
+    shortfall = max(centred.moments.total - float(squares.sum()) / (rows - 1), 0.0)
+    finished = _finished(vectors, *products, job.threads) if products else None
+    return Found(count, lambda start, stop: vectors[:, start:stop], found, ((0, count),), shortfall, finished)
+
+
 def _fewest(values: np.ndarray, total: float, share: float) -> int | None:
     """How many of the largest make up a share of the total, but for its rounding; None where all of them do not."""
     sums = np.cumsum(values)
@@ -209,7 +245,7 @@ def _rounding(job: Task) -> float:
 def _check_rank(job: Task, values: np.ndarray, least: float) -> None:
     rank = int(np.count_nonzero(values > values[0] * least))
     if rank < len(values):
-        near = ", as far as a Gram matrix tells" if job.way.method == "gram" else ""
+        near = ", as far as a Gram matrix tells" if job.way.method in ("gram", "nystrom") else ""
         raise InputError(f"components is {len(values)}, and the centred matrix has the rank {rank}{near}; give {rank} or fewer.")
 
 
@@ -225,8 +261,8 @@ def chunks(job: Task, centred: Centred, made: Found, done: set[int]) -> Iterator
         vectors = made.vectors(first, last) if starts else np.empty((0, 0))
         for start in starts:
             stop = min(start + chunk, last)
-            own = np.array(vectors[:, start - first : stop - first], order="C")
-            loadings, scores, values, residuals = _both_sides(centred, own)
+            sides = made.finished or _both_sides(centred, np.array(vectors[:, start - first : stop - first], order="C"))
+            loadings, scores, values, residuals = sides
             small = {
                 "singular_values": values,
                 "explained_variance": values**2 / (rows - 1),
@@ -235,30 +271,42 @@ def chunks(job: Task, centred: Centred, made: Found, done: set[int]) -> Iterator
             }
             job.tick(0.35 * (stop - start) / made.count)
             yield start, loadings, scores, small
-            del own, loadings, scores
+            del sides, loadings, scores
         # There is room for one group.
         del vectors
 
 
-def _both_sides(centred: Centred, own: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Loadings, scores, singular values and residuals, of unit vectors on the smaller side; the largest loading is positive."""
-    of_rows, threads = centred.of_rows, centred.sweep.threads
-    other = centred.back(own) if of_rows else centred.forth(own)
+def _both_sides(centred: Centred, own: np.ndarray) -> Sides:
+    """Of unit vectors of the smaller side, or of columns; the largest loading is positive."""
+    threads = centred.sweep.threads
+    if not centred.of_rows or len(own) > centred.side:
+        return _finished(own, *centred.forth_and_back(own), threads)
+    other = centred.back(own)
     with slices_of(len(other), 8 * other.shape[1], threads) as long, slices_of(len(own), 8 * own.shape[1], threads) as short:
         values = _lengths(other, long)
         divisors = np.where(values > 0, values, 1.0)
-        signs = _signs(other, long) if of_rows else _signs(own, short)
+        signs = _signs(other, long)
         _scale(other, signs / divisors, long)
-        again = centred.forth(other) if of_rows else centred.back(other)
+        again = centred.forth(other)
         _scale(own, signs * values, short)
-        short(partial(_subtract, again, own))
+        short(partial(_subtract, again, own, 1.0))
         residuals = _lengths(again, short) / divisors
-        del again
-        if of_rows:
-            return other, own, values, residuals
-        _scale(own, 1 / divisors, short)
-        _scale(other, values, long)
-        return own, other, values, residuals
+        return other, own, values, residuals
+
+
+def _finished(own: np.ndarray, scores: np.ndarray, image: np.ndarray, threads: int) -> Sides:
+    """Of unit vectors of columns, what the matrix makes of them, and its transpose of that; the last is overwritten."""
+    with slices_of(len(scores), 8 * scores.shape[1], threads) as long, slices_of(len(own), 8 * own.shape[1], threads) as short:
+        values = _lengths(scores, long)
+        divisors = np.where(values > 0, values, 1.0)
+        # By the values first: their squares may be too small for numbers.
+        _scale(image, 1 / divisors, short)
+        short(partial(_subtract, image, own, values))
+        residuals = _lengths(image, short) / divisors
+        signs = _signs(own, short)
+        _scale(own, signs, short)
+        _scale(scores, signs, long)
+        return own, scores, values, residuals
 
 
 def _lengths(columns: np.ndarray, each: Each) -> np.ndarray:
@@ -273,9 +321,9 @@ def _signs(columns: np.ndarray, each: Each) -> np.ndarray:
     return np.where(most >= -least, 1.0, -1.0)
 
 
-def _subtract(columns: np.ndarray, others: np.ndarray, rows: slice) -> None:
+def _subtract(columns: np.ndarray, others: np.ndarray, factors: np.ndarray | float, rows: slice) -> None:
     """In place."""
-    columns[rows] -= others[rows]
+    columns[rows] -= others[rows] * factors
 
 
 def _scale(columns: np.ndarray, factors: np.ndarray, each: Each) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,11 @@ from sash.units import format_bytes, format_seconds
 
 @dataclass(frozen=True)
 class PcaPlan(ArrayPlan):
-    """Principal components before they are found; the error is a residual by its component's singular value."""
+    """Principal components before they are found; the error is a residual by its component's singular value.
+
+    Passes are those over the open matrix: of "gram" and "nystrom" as many as there will be, where the number of components is known; of the
+    others about as many. What opening it, counting terms and an early estimate read comes before.
+    """
 
     components: int | None = None
     """None where their number follows from a share of the variance."""
@@ -44,7 +49,7 @@ class PcaPlan(ArrayPlan):
             f"{self.operation}: {count}, by {self.method}",
             f"input     {self.shape[0]} rows, {read}",
             f"peak      {format_bytes(self.peak_bytes)} of a budget of {format_bytes(self.budget_bytes)}, {self.workers} threads",
-            f"residuals at most {self.error:.1e} of each singular value",
+            "residuals " + ("told after the run" if isnan(self.error) else f"at most {self.error:.1e} of each singular value"),
         ]
         if self.estimate is not None:
             lines.insert(1, f"number    {self.estimate}")
@@ -95,6 +100,8 @@ class PCA:
     """The size above which loadings are kept; None where all are."""
     left_out: np.ndarray | None = None
     """The length of what is not kept of each component, of which the whole length is 1; None where all is."""
+    shortfall: float | None = None
+    """Of "nystrom": what each explained variance is below the true one, at most, but for rounding."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> PCA:
@@ -112,6 +119,7 @@ class PCA:
             weights=told["weights"],
             names=tuple(told["names"]) if "names" in told else None,
             loadings_above=told.get("loadings_above"),
+            shortfall=told.get("shortfall"),
             out=Path(path),
             **found.small,
         )
@@ -167,6 +175,7 @@ class PCA:
                     for name in ("singular_values", "explained_variance", "explained_variance_ratio", "residuals")
                 },
                 **({} if self.left_out is None else {"loadings_above": self.loadings_above, "left_out": self.left_out.tolist()}),
+                **({} if self.shortfall is None else {"shortfall": self.shortfall}),
                 "out": None if self.out is None else str(self.out),
             }
         )
@@ -183,6 +192,9 @@ class PCA:
         lines = [f"{count} components explain {share:.8f} of the variance {self.total_variance:.6g}; residuals at most {worst:.1e}"]
         if self.left_out is not None:
             lines.append(f"  {self.kept_told()}")
+        if self.shortfall is not None:
+            share = self.shortfall / self.total_variance
+            lines.append(f"  true explained variances are larger by {self.shortfall:.3g} at most, {share:.1%} of the total")
         for place in range(min(count, 5)):
             terms = ""
             if self.names:

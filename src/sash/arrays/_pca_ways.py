@@ -18,14 +18,12 @@ from sash.arrays._krylov import space_bytes
 from sash.arrays._loadings import Kept
 from sash.arrays._matrix import Matrix
 from sash.arrays._moments import LANE_BYTES, Moments
-from sash.arrays._plan import Method
+from sash.arrays._pca_passes import HELD, MEANS, finishing, of_gram, of_products, of_randqb
 from sash.arrays._rates import ArrayRates
 from sash.arrays._reduced_filed import Sizes
 from sash.arrays._running import fewer, processors
 from sash.arrays._sweep import Sweep, cut_rows
 from sash.arrays._tridiagonal import PANEL
-from sash.errors import DoesNotFit
-from sash.units import format_bytes
 
 STARTING_BYTES = 1 << 20
 """Threads, and what Python and the C library keep of small objects; code and libraries, which a process loads once, are no job's own."""
@@ -89,7 +87,7 @@ class Way:
     """Whether a sparse matrix is taken into memory, with its transpose."""
     block: int
     most: int
-    """Columns of the Krylov space."""
+    """Columns of the Krylov space, or of Nyström's sketch."""
     chunk: int
     """Components that are made and written at once."""
     group: int
@@ -98,6 +96,8 @@ class Way:
     wall_s: float
     filed: Sizes | None = None
     """How the Gram matrix is reduced on disk; None where it is in memory."""
+    passes: float = 0.0
+    """How often the matrix is read; of "krylov" and "randqb", and for a share of the variance, about."""
 
     @property
     def disk_bytes(self) -> int:
@@ -105,65 +105,7 @@ class Way:
         return self.filed.disk_bytes if self.filed else 0
 
 
-def choose(
-    matrix: Matrix, asked: Asked, budget: int, workers: int, method: str, rates: ArrayRates, spare: int = 0
-) -> tuple[Way, tuple[Method, ...]]:
-    """The quickest way that keeps the budget, of those that `method` allows ("auto": all), with all of them told.
-
-    `spare` bytes are held beside. Raises `DoesNotFit` with the least budget that one of those allowed keeps.
-    """
-    found: dict[str, Way] = {}
-    least: dict[str, int] = {}
-    small_disk = ""
-    reading = cache(partial(_reading, matrix))
-    for name in ("krylov", "gram", "randqb"):
-        if name == "randqb" and asked.variance is None:
-            continue
-        for way in _ways(name, matrix, asked, budget - spare, workers, rates, reading):
-            way = replace(way, peak_bytes=way.peak_bytes + spare)
-            if way.disk_bytes > asked.disk:
-                if way.peak_bytes > budget or method not in ("auto", name):
-                    continue
-                short = f"where {format_bytes(int(asked.disk))} are free" if asked.disk else "and the folder for it is kept in memory"
-                taken = format_bytes(way.peak_bytes), format_bytes(way.disk_bytes)
-                small_disk = f" With the Gram matrix on disk it takes {taken[0]}, and {taken[1]} there, {short}."
-                continue
-            least[name] = min(least.get(name, way.peak_bytes), way.peak_bytes)
-            if way.peak_bytes <= budget:
-                found[name] = way
-                break
-    # Only on request: its number of components is not the least.
-    able = [way for name, way in found.items() if (name != "randqb" if method == "auto" else name == method)]
-    if not able:
-        names = [name for name in least if method in ("auto", name) and (name != "randqb" or method == name)]
-        told = min((least[name] for name in names), default=0)
-        also = "" if asked.filed else " To a file, components and scores would not count: give `out`."
-        how = "" if method == "auto" else f" by {method}"
-        raise DoesNotFit(
-            f"principal components{how} hold {format_bytes(told)} at least; the budget is {format_bytes(budget)}.{small_disk}{also}", told
-        )
-    chosen = min(able, key=lambda way: way.wall_s)
-    methods = []
-    for name, needed in least.items():
-        if name in found:
-            ratio = found[name].wall_s / chosen.wall_s
-            verdict = "chosen" if found[name] is chosen else f"{ratio:.{2 if ratio < 10 else 0}f} times as long"
-            if name == "randqb" and found[name] is not chosen:
-                verdict = "on request: it finds components enough, not the fewest"
-            if found[name].filed:
-                verdict += f"; the Gram matrix is on disk, {format_bytes(found[name].disk_bytes)} there"
-            methods.append(Method(name, found[name].peak_bytes, found[name].wall_s, _error(name, asked), verdict))
-        else:
-            methods.append(Method(name, needed, None, _error(name, asked), f"holds {format_bytes(needed)} at least"))
-    return chosen, tuple(methods)
-
-
-def _error(name: str, asked: Asked) -> float:
-    """Largest residual, by a component's singular value."""
-    return 1e-10 if name == "gram" else asked.tolerance
-
-
-def _ways(
+def ways(
     name: str,
     matrix: Matrix,
     asked: Asked,
@@ -174,9 +116,8 @@ def _ways(
 ) -> Iterator[Way]:
     """A method's sizes, the quickest first."""
     side, count = min(matrix.shape), min(asked.components or asked.likely, min(matrix.shape))
-    row_most = max(matrix.nnz // matrix.shape[0], 1)
     gram_of = cache(partial(_gram_of, matrix, asked))
-    portions = sorted({max(size // 16, row_most) for size in (64 << 20, 16 << 20, 4 << 20, 1 << 20, 1 << 16)}, reverse=True)
+    portions = portions_of(matrix)
     for threads in fewer(workers):
         for stored in portions:
             if name == "gram":
@@ -201,6 +142,12 @@ def _ways(
             for chunk in dict.fromkeys((min(CHUNK, count), min(64, count), min(NARROW, count))):
                 given = matrix, asked, threads, stored, chunk, rates, reading(threads, stored)[1], gram_of(threads, stored), budget
                 yield _grouped(*given, Sizes(side, width, gathered))
+
+
+def portions_of(matrix: Matrix) -> list[int]:
+    """Numbers of a block of rows that is read, most first."""
+    row_most = max(matrix.nnz // matrix.shape[0], 1)
+    return sorted({max(size // 16, row_most) for size in (64 << 20, 16 << 20, 4 << 20, 1 << 20, 1 << 16)}, reverse=True)
 
 
 def _gram_of(matrix: Matrix, asked: Asked, threads: int, stored: int) -> Gram:
@@ -237,14 +184,14 @@ def _grouped(
     return of(group)
 
 
-def _reading(matrix: Matrix, threads: int, stored: int) -> tuple[Sweep, int]:
+def reading_bytes(matrix: Matrix, threads: int, stored: int) -> tuple[Sweep, int]:
     """A pass, and what it holds beside sums: blocks in lanes, and dense ones in float64."""
     sweep = Sweep(matrix, threads, stored)
     dense = 0 if matrix.sparse else 8 * sweep.block_rows * matrix.shape[1]
     return sweep, threads * (sweep.block_bytes + dense)
 
 
-def _fixed(matrix: Matrix, asked: Asked, threads: int, reading: int, count: int) -> tuple[int, int]:
+def fixed_bytes(matrix: Matrix, asked: Asked, threads: int, reading: int, count: int) -> tuple[int, int]:
     """Bytes that are held all the time, and while columns' means are found."""
     rows, columns = matrix.shape
     fixed = (1 + asked.apart) * (STARTING_BYTES + matrix.held_bytes) + 8 * 6 * columns + 8 * 3 * rows
@@ -253,12 +200,14 @@ def _fixed(matrix: Matrix, asked: Asked, threads: int, reading: int, count: int)
     return fixed, threads * LANE_BYTES * columns + reading
 
 
-def _finishing(matrix: Matrix, threads: int, reading: int, chunk: int, held: bool) -> int:
+def finishing_bytes(matrix: Matrix, threads: int, reading: int, chunk: int, held: bool) -> int:
     """What a chunk of components takes: its vectors on both sides, on their way once more those that travel, and sums in lanes."""
     rows, columns = matrix.shape
     # Scores that are the longer side are made where they stay, with one block of them on its way to a file.
     many = (3 if rows < columns else 2) * rows + 3 * columns
-    return 8 * chunk * (many + (0 if held else threads * columns)) + (0 if held else reading)
+    # A dense block's product is there before it is added.
+    lanes = threads * (1 if matrix.sparse else 2)
+    return 8 * chunk * (many + (0 if held else lanes * columns)) + (0 if held else reading)
 
 
 def sent_bytes(matrix: Matrix, apart: int, threads: int, width: int, rows: int) -> int:
@@ -298,24 +247,27 @@ def _krylov(
     rows, columns = matrix.shape
     side, other = min(rows, columns), max(rows, columns)
     count = min(asked.components or asked.likely, side)
-    fixed, looking = _fixed(matrix, asked, threads, reading, count)
+    fixed, looking = fixed_bytes(matrix, asked, threads, reading, count)
     here = (20 if matrix.converted else 12) * matrix.nnz + 8 * (rows + columns) + matrix.block_bytes(0, rows) if held else 0
     lanes = 0 if held else (threads + 1) * (side if rows >= columns and matrix.sparse else columns)
     # Where columns are the smaller side a pass goes there and back, and no rows travel.
     sent = sent_bytes(matrix, asked.apart, threads, block, rows if rows < columns or name == "randqb" else 0)
     product = 8 * block * (2 * other + 3 * side + lanes) + (0 if held else reading) + sent
     working = space_bytes(side, most, block) + 8 * side * count + product
-    finishing = 8 * side * count + _finishing(matrix, threads, reading, chunk, held) + sent_bytes(matrix, asked.apart, threads, chunk, rows)
-    peak = fixed + here + max(looking, working, finishing)
+    finished = (
+        8 * side * count + finishing_bytes(matrix, threads, reading, chunk, held) + sent_bytes(matrix, asked.apart, threads, chunk, rows)
+    )
+    peak = fixed + here + max(looking, working, finished)
     applied = min(GROWING * count + 6 * block, side) * (1 if most >= GROWING * count + 6 * block else 1.5)
     if name == "randqb":
         applied = 3 * count
     pairs = 2 * matrix.nnz * (applied + 1.5 * count)
     flops = 6.0 * side * applied * min(most, applied) + 10.0 * most**3
-    passes = 0 if held else matrix.file_bytes * (1 if rows >= columns else 2) * ceil(applied / block)
-    moved = (matrix.file_bytes + passes) * rates["matrix.byte_s"]
+    products = of_randqb(matrix, count) if name == "randqb" else of_products(matrix, applied, block)
+    passes = MEANS + (HELD if held else products + finishing(matrix, asked.apart, count, chunk))
+    moved = passes * matrix.file_bytes * rates["matrix.byte_s"]
     wall_s = seconds(matrix, pairs, flops, moved, threads, rates, asked.here(threads))
-    return Way(name, threads, stored, held, block, most, chunk, count, peak, wall_s)
+    return Way(name, threads, stored, held, block, most, chunk, count, peak, wall_s, passes=passes)
 
 
 def _gram(
@@ -333,32 +285,32 @@ def _gram(
     rows, columns = matrix.shape
     side = min(rows, columns)
     count = min(asked.components or asked.likely, side)
-    fixed, looking = _fixed(matrix, asked, threads, reading, count)
+    fixed, looking = fixed_bytes(matrix, asked, threads, reading, count)
     vectors = 8 * side * min(group, side) + 8 * 40 * side
-    finishing = vectors + _finishing(matrix, threads, reading, chunk, False) + sent_bytes(matrix, asked.apart, threads, chunk, rows)
+    finished = vectors + finishing_bytes(matrix, threads, reading, chunk, False) + sent_bytes(matrix, asked.apart, threads, chunk, rows)
     here = asked.here(threads)
     if filed:
         making = gram.strip_bytes(filed.strip) + 8 * side * filed.width
         packing = here * PACKING_BYTES
-        working = max(making, filed.reducing_bytes(here) + packing, vectors + filed.turning_bytes() + packing, finishing)
+        working = max(making, filed.reducing_bytes(here) + packing, vectors + filed.turning_bytes() + packing, finished)
     else:
         packing = here * min(_PACKED * side, _MOST_PACKED)
         reducing = 8 * side * (4 * PANEL + 8)
-        working = 8 * side**2 + max(_making(gram, asked, threads) + packing, reducing + packing, finishing)
+        working = 8 * side**2 + max(_making(gram, asked, threads) + packing, reducing + packing, finished)
     peak = fixed + max(looking, working)
     groups = ceil(count / max(group, 1))
     flops = (2 / 3) * side**3 + 2.0 * side**2 * count + side**2 * min(columns, 2000)
     # Half of the reduction only reads what is left of the matrix.
-    moved = (8 / 6 * side**3 + matrix.file_bytes) * rates["matrix.byte_s"]
+    passes = MEANS + of_gram(matrix, gram, filed) + finishing(matrix, asked.apart, count, chunk, min(group, count))
+    moved = (8 / 6 * side**3 + passes * matrix.file_bytes) * rates["matrix.byte_s"]
     if filed:
         # All of it multiplies; what turns back the chase adds half as much again as the panels to their share, and the chase is no product.
         flops += (2 / 3) * side**3 + 3.0 * side**2 * count + CHASED * here * 6.0 * side**2 * filed.width
-        passes = ceil(side / filed.strip)
         moved = passes * matrix.file_bytes * rates["matrix.byte_s"] + filed.moved_bytes(groups) * threads * _byte_s(filed)
     pairs = 2 * matrix.nnz * 1.5 * count
     extra = 1 + 0.02 * (groups - 1)
     wall_s = extra * seconds(matrix, pairs, flops, moved, threads, rates, here)
-    return Way("gram", threads, stored, False, BLOCK, 0, chunk, group, peak, wall_s, filed)
+    return Way("gram", threads, stored, False, BLOCK, 0, chunk, group, peak, wall_s, filed, passes)
 
 
 def _byte_s(filed: Sizes) -> float:
@@ -377,4 +329,4 @@ def seconds(matrix: Matrix, pairs: float, flops: float, moved_s: float, threads:
 
 def without_time(way: Way) -> Way:
     """What the bits of a result may depend on."""
-    return replace(way, wall_s=0.0, peak_bytes=0)
+    return replace(way, wall_s=0.0, peak_bytes=0, passes=0.0)

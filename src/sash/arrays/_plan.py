@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any
 
 from sash.units import format_bytes, format_seconds, format_shape
 
@@ -18,7 +20,7 @@ class Method:
     """The least that it can keep, in bytes held at once; None where it was not looked at."""
     wall_s: float | None
     error: float
-    """Largest share of the input's range by which an output can be wrong."""
+    """Largest share of the input's range by which an output can be wrong; NaN where it is not known before."""
     verdict: str
     """Chosen, or why not."""
 
@@ -54,7 +56,7 @@ class ArrayPlan:
 
     def to_json(self) -> str:
         """The plan as JSON."""
-        return json.dumps({"schema": "sash.array-plan/1", **asdict(self)})
+        return json.dumps(_without_nan({"schema": "sash.array-plan/1", **asdict(self)}))
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write a page that opens offline: figures, how the output is cut, ways that were weighed; raises `InputError` where it cannot."""
@@ -76,3 +78,12 @@ class ArrayPlan:
             lines.append(f"time      {format_seconds(self.wall_s)}, by forecast")
         lines += [f"  {method.name}: {method.verdict}" for method in self.methods]
         return "\n".join(lines)
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no numbers that are none, nor infinite ones."""
+    if isinstance(value, dict):
+        return {key: _without_nan(own) for key, own in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(own) for own in value]
+    return None if isinstance(value, float) and not isfinite(value) else value

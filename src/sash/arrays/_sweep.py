@@ -93,6 +93,25 @@ class Sweep:
         self.run(add, ended)
         return into
 
+    def filled_and_summed(
+        self, filling: Work, summing: Work, into: np.ndarray, ended: Callable[[float], None] = lambda share: None
+    ) -> tuple[np.ndarray, Any]:
+        """`into`, filled by the first work, and what all lanes of the second make of its rows, in one pass; on a cluster in two."""
+        if self.apart is not None:
+            self.filled(filling, into, lambda share: ended(share / 2))
+            return into, self.summed(summing, into, lambda share: ended(share / 2))
+        made = [summing.begin() for _ in range(self.lanes)]
+
+        def add(start: int, stop: int, lane: int) -> None:
+            block = self.matrix.block(start, stop)
+            filling.add(None, block, start, into[start:stop])
+            summing.add(made[lane], block, start, into[start:stop])
+
+        self.run(add, ended)
+        for other in made[1:]:
+            summing.join(made[0], other)
+        return into, made[0]
+
     def run(self, work: Callable[[int, int, int], None], ended: Callable[[float], None] = lambda share: None) -> None:
         """Call `work` with the start, the stop and the lane of every block; `ended` is told the share of rows of each that is done."""
 

@@ -23,7 +23,7 @@ Variance = Annotated[float | None, typer.Option("--variance", help="As many as e
 Weigh = Annotated[str, typer.Option("--weights", help="counts, log or tfidf.")]
 Scale = Annotated[bool, typer.Option("--scale", help="Divide columns by their standard deviations.")]
 Tolerance = Annotated[float, typer.Option("--tolerance", help="Largest residual, by a component's singular value.")]
-Method = Annotated[str, typer.Option("--method", help="auto, krylov, gram or randqb.")]
+Method = Annotated[str, typer.Option("--method", help="auto, krylov, gram, randqb or nystrom, which reads a large file twice.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of random starts.")]
 Loadings = Annotated[str, typer.Option("--loadings", help="What components are written as: float64 or float32.")]
 Above = Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from html import escape
 from importlib.metadata import version
-from math import prod
+from math import isnan, prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +39,7 @@ def _figures(plan: ArrayPlan) -> str:
         ("peak", format_bytes(plan.peak_bytes), f"of a budget of {format_bytes(plan.budget_bytes)}, {plan.workers} side by side"),
         ("reads", format_bytes(plan.read_bytes), f"of the input; writes {format_bytes(plan.written_bytes)}"),
         ("time", "–" if plan.wall_s is None else format_seconds(plan.wall_s), "by this machine's rates"),
-        ("error", f"{plan.error:.1e}", "at most: of the input's range, or a component's residual"),
+        ("error", _error(plan.error), "at most: of the input's range, or a component's residual"),
     )
     made = (
         f"<div class='card'><p class='name'>{name}</p><p class='value'>{value}</p><p class='meaning'>{meaning}</p></div>"
@@ -47,6 +47,10 @@ def _figures(plan: ArrayPlan) -> str:
     )
     bar = f"<div class='bar'><div class='part parameter' style='width:{share:.1%}'></div></div>"
     return f"<section><h2>Figures</h2><div class='cards'>{''.join(made)}</div><p class='bar-name'>peak of the budget</p>{bar}</section>"
+
+
+def _error(error: float) -> str:
+    return "told after" if isnan(error) else f"{error:.1e}"
 
 
 def _drawing(plan: ArrayPlan) -> str:
@@ -99,7 +103,7 @@ def _methods(plan: ArrayPlan) -> str:
         numbers = (
             "" if method.peak_bytes is None else format_bytes(method.peak_bytes),
             "" if method.wall_s is None else format_seconds(method.wall_s),
-            f"{method.error:.1e}",
+            _error(method.error),
         )
         cells = "".join(f"<td class='number'>{value}</td>" for value in numbers)
         lines.append(f"<tr><th scope='row'>{escape(method.name)}</th>{cells}<td>{escape(method.verdict)}</td></tr>")

@@ -53,11 +53,13 @@ def _components_section(found: PCA) -> str:
     count, shares = len(found.singular_values), found.explained_variance_ratio
     rows, columns = found.scores.shape[0], found.components.shape[1]
     kept = []
+    if found.shortfall is not None:
+        share = f"{found.shortfall / found.total_variance:.2%}"
+        kept = [("shortfall", share, "of the total variance, by which the true variance of a component is larger, at most")]
     if found.left_out is not None:
         share = f"{found.components.nnz / (columns * count):.2%}"
-        kept = [
-            ("loadings kept", share, f"above {found.loadings_above:g}; of a component, {found.left_out.max():.2f} of 1 is left out at most")
-        ]
+        told = f"above {found.loadings_above:g}; of a component, {found.left_out.max():.2f} of 1 is left out at most"
+        kept.append(("loadings kept", share, told))
     cards = _cards(
         ("components", f"{count:,}", f"of {rows:,} rows × {columns:,} columns, {found.weights}"),
         ("explained variance", f"{shares.sum():.2%}", f"of a total of {found.total_variance:.6g}, which is exact"),
