@@ -10,7 +10,7 @@ import scipy.sparse
 import zarr
 
 from sash.arrays import _pca, _pca_methods, _pca_ways, _tridiagonal, pca
-from sash.errors import InputError
+from sash.errors import DoesNotFit, InputError
 
 
 def texts(rows=300, columns=420, seed=0):
@@ -134,3 +134,14 @@ def test_a_group_of_vectors_and_a_chunk_are_gone_before_the_next(tmp_path, monke
     monkeypatch.setattr(_pca_methods, "_both_sides", sides)
     pca(texts(), 30, method="gram", out=tmp_path / "model.zarr" if filed else None)
     assert len(before) == 3 + 3 * 8
+
+
+def test_the_least_budget_is_enough_where_terms_are_counted_too(tmp_path):
+    matrix = texts(499, 3143)
+    group = zarr.create_group(tmp_path / "docs.zarr", attributes={"shape": list(matrix.shape)})
+    for name in ("data", "indices", "indptr"):
+        # Whole: every row takes all of it to read, and what it takes is more than is there for counting at first.
+        group.create_array(name, data=getattr(matrix, name), chunks=(len(getattr(matrix, name)),))
+    with pytest.raises(DoesNotFit) as caught:
+        pca(tmp_path / "docs.zarr", 8, weights="tfidf", budget=1)
+    assert pca(tmp_path / "docs.zarr", 8, weights="tfidf", budget=caught.value.least_bytes, plan_only=True).passes

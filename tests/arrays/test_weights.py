@@ -66,8 +66,12 @@ def test_blocks_of_rows_hold_what_a_budget_allows_and_all_rows_once():
     assert len(blocks) > 3
     assert all(matrix.block_bytes(*block) <= 600 for block in blocks)
     assert [row for start, stop in blocks for row in range(start, stop)] == list(range(60))
-    with pytest.raises(DoesNotFit, match="Row 0 takes"):
+    with pytest.raises(DoesNotFit, match="Row 0 takes") as caught:
         list(row_blocks(matrix, 8))
+    # Enough for all rows, and no more than the longest takes.
+    least = caught.value.least_bytes
+    assert least == max(matrix.block_bytes(row, row + 1) for row in range(60))
+    assert list(row_blocks(matrix, least))[-1][1] == 60
 
 
 def test_weights_are_part_of_what_a_matrix_is_known_by():

@@ -156,18 +156,28 @@ def blocks_within(rows: int, needed: Callable[[int, int], int], budget_bytes: in
     """Rows from start to stop, as many as take no more than the budget; raises `DoesNotFit` for a row that takes more."""
     start = 0
     while start < rows:
-        low, high = 0, rows - start
-        while low < high:
-            middle = (low + high + 1) // 2
-            if needed(start, start + middle) <= budget_bytes:
-                low = middle
-            else:
-                high = middle - 1
-        if not low:
-            least = needed(start, start + 1)
-            raise DoesNotFit(f"Row {start} takes {format_bytes(least)} to read; there are {format_bytes(budget_bytes)} for it.", least)
-        yield start, start + low
-        start += low
+        count = _within(start, rows, needed, budget_bytes)
+        if not count:
+            told, least, row = needed(start, start + 1), budget_bytes, start
+            while row < rows:
+                # Later rows may take more than this one.
+                count = _within(row, rows, needed, least)
+                least, row = (least, row + count) if count else (needed(row, row + 1), row + 1)
+            raise DoesNotFit(f"Row {start} takes {format_bytes(told)} to read; there are {format_bytes(budget_bytes)} for it.", least)
+        yield start, start + count
+        start += count
+
+
+def _within(start: int, rows: int, needed: Callable[[int, int], int], budget_bytes: int) -> int:
+    """How many rows from `start` on take no more than the budget."""
+    low, high = 0, rows - start
+    while low < high:
+        middle = (low + high + 1) // 2
+        if needed(start, start + middle) <= budget_bytes:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 @njit(nogil=True, cache=True)
