@@ -302,6 +302,9 @@ def test_a_thousand_million_numbers_have_a_plan_within_four_gibibytes(tmp_path):
     assert plan.method == "krylov"
     assert plan.peak_bytes <= 4 << 30
     assert plan.read_bytes == plan.passes * Told.file_bytes
+    few = pca(Told(), 50, budget="4 GiB", workers=2, out=tmp_path / "out.zarr", method="nystrom", plan_only=True)
+    assert few.peak_bytes <= 4 << 30
+    assert few.passes == 6 < plan.passes / 4
 
 
 def test_rates_decide_which_way_is_taken(monkeypatch):

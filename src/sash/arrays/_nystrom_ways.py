@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from itertools import product
 
 from sash.arrays._matrix import Matrix
-from sash.arrays._nystrom import PLACES, rows_at_once
+from sash.arrays._nystrom import RUNS, rows_at_once
 from sash.arrays._pca_passes import MEANS
 from sash.arrays._pca_ways import CHUNK, NARROW, Asked, Way, finishing_bytes, fixed_bytes, portions_of, seconds, sent_bytes
 from sash.arrays._rates import ArrayRates
@@ -29,8 +29,9 @@ def nystrom_ways(
     chunks = ([count] if count <= CHUNK else []), [size for size in (CHUNK, 64, NARROW) if size < count]
     sizes = [*product(chunks[0], widths), *product(chunks[1], widths)]
     for threads in fewer(workers):
-        for stored in portions_of(matrix):
-            for chunk, width in dict.fromkeys(sizes):
+        # Small blocks cost less than one pass more.
+        for chunk, width in dict.fromkeys(sizes):
+            for stored in portions_of(matrix):
                 yield _way(matrix, asked, threads, stored, width, chunk, rates, *reading(threads, stored))
 
 
@@ -45,7 +46,7 @@ def _way(
     # A dense block's product is there before it is added.
     lanes = threads * (1 if matrix.sparse else 2)
     product_rows = 0 if matrix.sparse else 8 * threads * sweep.block_rows * width
-    small = 8 * width * width * (PLACES + 2 * threads + 8)
+    small = 8 * width * width * (RUNS + 2 * threads + 8)
     # Random vectors, which lanes share, and sums of each.
     first = looking + (1 + lanes) * vectors + product_rows + sent_bytes(matrix, asked.apart, threads, width, 0)
     if chunk >= count:
