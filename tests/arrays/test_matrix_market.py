@@ -88,6 +88,21 @@ def test_gzip_windows_line_ends_blank_lines_and_fortrans_numbers_are_read(tmp_pa
         np.testing.assert_array_equal(whole(opened(written(tmp_path, text, name))), expected)
 
 
+@pytest.mark.parametrize("field", ["real", "integer", "pattern"])
+def test_blank_and_unusual_lines_among_many_parts_leave_no_gap(tmp_path, opened, monkeypatch, field):
+    monkeypatch.setattr(market, "_MOST_TEXT", market._LEAST_TEXT)
+    rng = np.random.default_rng(1)
+    rows, columns, values = entries(rng, 90, 70, 9000)
+    told = {"real": [f" {v}.125" for v in values], "integer": [f" {v}" for v in values], "pattern": [""] * 9000}[field]
+    lines = [f"{i + 1} {j + 1}{v}" for i, j, v in zip(rows, columns, told, strict=True)]
+    # Some parts have a line that is left to scipy's reader, some a blank one, most have none.
+    for at in rng.integers(0, 9000, 6):
+        lines[at] += "\n \n"
+        lines[at // 2] = "0" * 25 + lines[at // 2]
+    path = written(tmp_path, f"%%MatrixMarket matrix coordinate {field} general\n90 70 9000\n" + "\n".join(lines))
+    np.testing.assert_array_equal(whole(opened(path), 11), scipy.io.mmread(path).toarray())
+
+
 @settings(max_examples=30)
 @given(seed=st.integers(0, 10**6), budget=st.integers(600_000, 1_200_000))
 def test_a_file_in_any_order_gives_the_same_rows_within_any_budget(tmp_path_factory, seed, budget):

@@ -40,8 +40,28 @@ def test_half_way_between_two_floats_lies_the_even_one(mantissa, halvings):
     right([str(mantissa * 2 + 1)])
 
 
+@given(st.integers(1, 1 << 52), st.integers(-4, 23), st.integers(-3, 3))
+def test_beside_half_way_lies_the_float_of_that_side(mantissa, power, off):
+    # Of many digits, so that what is added decides in the last one.
+    half = (2 * ((1 << 52) + mantissa) + 1) << max(0, 10 - mantissa.bit_length() // 8)
+    digits = min(half, 10**19 - 4) + off
+    right([f"{digits}e{power}", f"{digits}", f"-{digits // 10**9}.{digits % 10**9:09d}E{power + 9}"])
+
+
+@given(st.lists(st.tuples(st.text("0123456789", max_size=9), st.text("0123456789", max_size=20), st.integers(-30, 30)), min_size=1))
+def test_digits_of_any_number_before_and_behind_the_point_are_read_or_left(parts):
+    for front, behind, power in parts:
+        if word := front + behind:
+            told = [f"{front}.{behind}", f"-{front}.{behind}e{power:+d}", f"000{front}.{behind}E{power:03d}"]
+            if len(word.lstrip("0")) <= 19:
+                right(told)
+            else:
+                assert all(bits_of([one]) is None for one in told)
+
+
 def test_zeros_and_short_forms_are_numbers():
-    right(["0", "-0", "0.0", "-0.0e5", "0e999", "1.", ".5", "5e-1", "1E+5", "00012", "0.000000000000000000000000123456789"])
+    right(["0", "-0", "0.0", "-0.0e5", "0e999", "1.", ".5", "5e-1", "1E+5", "00012", "0.000000000000000000000000123456789", "1.e2"])
+    right(["000000000000000000000000", "-0000000000000000000000000000.5e3", "000000000000.000000000000e-5"])
 
 
 @pytest.mark.parametrize(
@@ -50,6 +70,9 @@ def test_zeros_and_short_forms_are_numbers():
         "1e400",
         "1e-320",
         "12345678901234567890",
+        "1.2345678901234567890",
+        "0.12345678901234567890",
+        "1.5e000001",
         "1.0D5",
         "+1",
         "abc",
@@ -83,6 +106,7 @@ def test_lines_of_places_come_with_blanks_of_all_kinds():
     assert places.tolist() == [[0, 4], [0, 5]]
     assert values.tolist() == [-3, 4]
     assert read(b"1 1 1.5\n", (5, 6), 2, True, True) is None
+    assert read(b"1 1 12345678901234567890\n", (5, 6), 2, True, True) is None
     pattern = read(b"2 3\n4 5 \n", (5, 6), 2, False, False)
     assert pattern is not None
     assert pattern[0].tolist() == [[1, 3], [2, 4]]

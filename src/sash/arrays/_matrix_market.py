@@ -20,7 +20,7 @@ import scipy.sparse
 
 from sash.arrays._matrix import HeldMatrix, Matrix, no_numbers
 from sash.arrays._matrix_header import LONGEST_LINE, Header, quoted, read_header
-from sash.arrays._matrix_lines import FORTRAN, PLUS, look
+from sash.arrays._matrix_lines import FORTRAN, PLUS, line_ends, look
 from sash.arrays._matrix_numbers import read
 from sash.arrays._matrix_sorted import Dealt, dealt_before, open_dealt, sorting_bytes
 from sash.arrays._running import processors, showing
@@ -91,6 +91,9 @@ class _Text:
     part_bytes: int
     tick: Callable[[float], None] = lambda count: None
     """Told bytes of the file that were read, as they lie there."""
+    into: tuple[np.ndarray, np.ndarray] | None = None
+    """Rows and columns, (2, entries), and values, into which parts are read. Where blank lines are between them, entries lie further behind
+    than their number; parts that there is no room for have arrays of their own."""
 
     @property
     def held_bytes(self) -> int:
@@ -124,8 +127,10 @@ class _Text:
         ahead: deque[Future[_Part]] = deque()
         with _one_thread_each(), ThreadPoolExecutor(threads) as pool:
             try:
-                for text in self._texts():
-                    ahead.append(pool.submit(self._read, text))
+                before = 0
+                for text, lines in self._texts():
+                    ahead.append(pool.submit(self._read, text, lines, before))
+                    before += lines
                     if len(ahead) > threads:
                         yield ahead.popleft().result()
                 while ahead:
@@ -134,42 +139,45 @@ class _Text:
                 for future in ahead:
                     future.cancel()
 
-    def _texts(self) -> Iterator[bytes]:
-        """Whole lines, some at a time."""
+    def _texts(self) -> Iterator[tuple[bytearray, int]]:
+        """Whole lines, some at a time, and how many they are."""
         rest, lines, before = b"", self.header.lines, 0
         while True:
-            more, failed = self._more(self.part_bytes - len(rest))
+            text = bytearray(max(self.part_bytes, len(rest) + _LEAST_TEXT))
+            text[: len(rest)] = rest
+            size, failed = self._more(text, len(rest))
             place = self._place()
             self.tick(place - before)
             before = place
-            text = rest + more
+            del text[size:]
             if failed is not None:
-                lines += text.count(b"\n")
+                lines += line_ends(text)
                 raise InputError(f"{self.told} is cut off or damaged behind line {lines} ({failed}).") from failed
-            if not more:
+            if size == len(rest):
                 if rest:
                     self._unended = True
-                    yield rest + b"\n"
+                    yield text + b"\n", 1
                 return
             end = text.rfind(b"\n") + 1
-            if not end and len(text) > LONGEST_LINE:
-                raise InputError(f"{self.told}, line {lines + 1}: {quoted(text)} has no end; a line of numbers is shorter.")
-            rest = text[end:]
+            if not end and size > LONGEST_LINE:
+                raise InputError(f"{self.told}, line {lines + 1}: {quoted(bytes(text))} has no end; a line of numbers is shorter.")
+            rest = bytes(text[end:])
             if end:
-                lines += text.count(b"\n", 0, end)
-                yield text[:end]
+                del text[end:]
+                more = line_ends(text)
+                lines += more
+                yield text, more
 
-    def _more(self, size: int) -> tuple[bytes, Exception | None]:
-        """So many bytes, fewer at the end; and what stopped it, where the file is damaged."""
-        pieces = []
-        try:
-            # By pieces: what was unpacked before a file is cut off has lines to be counted.
-            while size > 0 and (piece := self.file.read1(size)):
-                pieces.append(piece)
-                size -= len(piece)
-        except (EOFError, OSError, zlib.error) as error:
-            return b"".join(pieces), error
-        return b"".join(pieces), None
+    def _more(self, text: bytearray, size: int) -> tuple[int, Exception | None]:
+        """Fill a text from a place on: how far it is filled, less at the end; and what stopped it, where the file is damaged."""
+        with memoryview(text) as view:
+            try:
+                # By pieces: what was unpacked before a file is cut off has lines to be counted.
+                while size < len(view) and (more := self.file.readinto1(view[size:])):
+                    size += more
+            except (EOFError, OSError, zlib.error) as error:
+                return size, error
+        return size, None
 
     def _place(self) -> int:
         """Bytes of the file that were read; of a packed one, packed."""
@@ -177,15 +185,18 @@ class _Text:
 
     _unended = False
 
-    def _read(self, text: bytes) -> _Part:
-        """A part: whether its lines are right, and then its numbers."""
+    def _read(self, text: bytearray | bytes, lines: int, before: int) -> _Part:
+        """A part, before which there are so many lines: whether its own are right, and then its numbers."""
         header = self.header
         indices = 2 if header.layout == "coordinate" else 0
         nothing = np.empty(0, np.int32)
-        if (usual := read(text, header.shape, indices, header.field != "pattern", header.field == "integer")) is not None:
+        into = None
+        if self.into is not None and before + lines <= len(self.into[1]):
+            into = self.into[0][:, before : before + lines], self.into[1][before : before + lines]
+        if (usual := read(text, header.shape, indices, header.field != "pattern", header.field == "integer", into)) is not None:
             places, values = usual
             own_rows, own_columns = places if indices else (nothing, nothing)
-            return _Part(text, len(values), text.count(b"\n"), own_rows, own_columns, values, None)
+            return _Part(text, len(values), lines, own_rows, own_columns, values, None)
         # A line is wrong, or unusual: which, and what its numbers are.
         filled, lines, odd, bad = look(text, indices, header.words)
         if bad >= 0:
@@ -207,7 +218,7 @@ class _Text:
             return _Part(text, filled, lines, nothing, nothing, np.empty(0), (int(number) - 3, why))
         values = found.data if indices else found[:, 0]
         wrong = None
-        if not np.isfinite(values.sum()) and not (fine := np.isfinite(values)).all():
+        if not (fine := np.isfinite(values)).all():
             wrong = (_filled_line(text, int(np.argmin(fine))), "out of the range of float64")
         elif header.field == "integer" and (np.floor(values) != values).any():
             wrong = (_filled_line(text, int(np.argmax(np.floor(values) != values))), "not whole, in a file of whole numbers")
@@ -241,12 +252,12 @@ class _Text:
                 why += "; the file ends there, and was cut off"
         elif "index" in why.lower():
             why = f"the matrix has {header.shape[0]} rows and {header.shape[1]} columns, which count from 1"
-        return f"{self.told}, line {lines + number + 1}: {quoted(line)}; {why.rstrip('.')}."
+        return f"{self.told}, line {lines + number + 1}: {quoted(bytes(line))}; {why.rstrip('.')}."
 
 
 @dataclass(frozen=True)
 class _Part:
-    text: bytes
+    text: bytes | bytearray
     filled: int
     lines: int
     rows: np.ndarray
@@ -261,17 +272,21 @@ _PLUS = re.compile(rb"(^|[ \t\n])\+", re.MULTILINE)
 
 
 def _held(text: _Text) -> scipy.sparse.csr_array:
-    """In memory, in order; places of entries are taken once, as the header says how many there are."""
+    """In memory, in order; what is read is put where it stays, as the header says how many entries there are."""
     header = text.header
     index = np.dtype(np.int32 if max(header.shape) < 1 << 31 else np.int64)
-    rows, columns, values = (np.empty(header.most_nnz, kind) for kind in (index, index, np.float64))
+    places, values = np.empty((2, header.most_nnz), index), np.empty(header.most_nnz)
+    if header.symmetry == "general":
+        text.into = places, values
     filled = 0
     for part in text.entries():
         end = filled + len(part[0])
-        for into, found in zip((rows, columns, values), part, strict=True):
-            into[filled:end] = found
+        for into, found in zip((*places, values), part, strict=True):
+            # Most were read to where they belong.
+            if (here := into[filled:end]).ctypes.data != found.ctypes.data:
+                here[:] = found
         filled = end
-    entries = values[:filled], (rows[:filled], columns[:filled])
+    entries = values[:filled], tuple(places[:, :filled])
     held = scipy.sparse.coo_array(entries, shape=header.shape).tocsr()
     held.sum_duplicates()
     return held
@@ -339,7 +354,7 @@ def _one_thread_each() -> Any:
     return threadpool_limits(1, "scipy")
 
 
-def _filled_line(text: bytes, count: int) -> int:
+def _filled_line(text: bytes | bytearray, count: int) -> int:
     """The number, from 0, of the filled line before which there are `count` others."""
     numbers = (number for number, line in enumerate(text.split(b"\n")) if line.strip())
     return next(number for index, number in enumerate(numbers) if index == count)
