@@ -14,7 +14,7 @@ import zarr
 from distributed import LocalCluster
 from threadpoolctl import threadpool_limits
 
-from sash.arrays import _cluster, _pca, _pca_methods, pca
+from sash.arrays import _cluster, _pca, _pca_estimate, _pca_methods, estimate_components, pca
 from sash.arrays._centred import Centred
 from sash.arrays._cluster import connected
 from sash.arrays._matrix_open import open_matrix
@@ -195,6 +195,36 @@ def test_a_share_is_estimated_and_found_on_the_cluster(tmp_path, address, monkey
     assert plan.estimate.low <= len(found.singular_values) <= plan.estimate.high
 
 
+@pytest.mark.parametrize(("kind", "form"), [("sparse", "tall"), ("dense", "wide"), ("sparse", "wide")])
+def test_an_estimate_has_the_bits_of_as_many_threads(tmp_path, address, monkeypatch, kind, form):
+    stored, planned, seats = store(tmp_path, kind, form), _pca_estimate._planned, []
+
+    def same(matrix, budget, found):
+        seats.append(found)
+        # What threads would hold in memory they read here, in several blocks each.
+        return replace(planned(matrix, budget, found)[0], stored=2000), False
+
+    monkeypatch.setattr(_pca_estimate, "_planned", same)
+    monkeypatch.setattr(_pca_estimate, "STEPS", 12)
+    words = {"variance": 0.6, "weights": "tfidf" if kind == "sparse" else "counts", "scale": form == "wide"}
+    found, expected = (estimate_components(stored, workers=workers, **words) for workers in (address, 2))
+    assert [one.apart for one in seats] == [2, 0]
+    assert replace(found, wall_s=0) == replace(expected, wall_s=0)
+    assert [entry.name for entry in tmp_path.iterdir()] == [stored.name]
+
+
+def test_an_estimate_of_a_text_is_of_what_the_text_says(tmp_path, address, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(_pca_estimate, "STEPS", 16)
+    scipy.io.mmwrite(tmp_path / "docs.mtx", texts())
+    found = estimate_components(tmp_path / "docs.mtx", 0.9, weights="tfidf", workers=address)
+    expected = estimate_components(texts(), 0.9, weights="tfidf")
+    assert found.total_variance == pytest.approx(expected.total_variance, rel=1e-12)
+    # By random vectors: of sums in another order the number may be the one beside.
+    assert found.likely == pytest.approx(expected.likely, abs=1)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["docs.mtx"]
+
+
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, address, monkeypatch):
     from sash.arrays import _pca_ways
 
@@ -279,6 +309,25 @@ def test_this_process_and_all_workers_keep_to_the_plan(tmp_path, cluster, addres
     assert most <= run(plan_only=True).peak_bytes
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the system tells how much a process had on Linux alone")
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_this_process_and_all_workers_keep_to_the_budget_of_an_estimate(tmp_path, cluster, address, monkeypatch, kind):
+    monkeypatch.setattr(_pca_estimate, "STEPS", 16)
+    if kind == "dense":
+        np.save(tmp_path / "docs.npy", RNG.standard_normal((8000, 600)).astype(np.float32))
+    else:
+        scipy.sparse.save_npz(tmp_path / "docs.npz", texts(8000, 3000))
+    run = partial(estimate_components, tmp_path / f"docs.{'npy' if kind == 'dense' else 'npz'}", 0.5, workers=address)
+    with pytest.raises(DoesNotFit) as caught:
+        run(budget="1 MiB")
+    budget = caught.value.least_bytes
+    run(budget=budget)
+    before, mine = cluster.run(grown, True), grown(True)
+    run(budget=budget)
+    most = sum(after[1] - before[worker][0] for worker, after in cluster.run(grown, False).items()) + grown(False)[1] - mine[0]
+    assert most <= budget
+
+
 def test_numbers_that_are_not_finite_are_found_by_a_worker_and_told(tmp_path, address):
     values = RNG.standard_normal((300, 40))
     values[200, 3] = np.nan
@@ -293,8 +342,9 @@ def test_workers_that_do_not_see_what_is_read_are_named(tmp_path, address, monke
     elsewhere = (str(tmp_path).encode(), str(tmp_path)[:-1].encode() + b"_")
     original = _cluster.pickled
     monkeypatch.setattr(_cluster, "pickled", lambda value: original(value).replace(*elsewhere))
-    with pytest.raises(InputError, match=r"the worker tcp://.* does not see the same files: .*docs.npy.* Mount .* under the same name"):
-        pca(tmp_path / "docs.npy", 5, workers=address)
+    for operation in (partial(pca, components=5), partial(estimate_components, variance=0.5)):
+        with pytest.raises(InputError, match=r"the worker tcp://.* does not see the same files: .*docs.npy.* Mount .* under the same name"):
+            operation(tmp_path / "docs.npy", workers=address)
 
 
 @pytest.mark.parametrize(
@@ -309,6 +359,8 @@ def test_what_is_in_memory_is_refused_before_a_cluster_is_asked(tmp_path, source
     np.save(tmp_path / "docs.npy", np.zeros((20, 30)))
     with pytest.raises(InputError, match=message):
         pca(source(tmp_path), 3, workers="tcp://127.0.0.1:9")
+    with pytest.raises(InputError, match=message):
+        estimate_components(source(tmp_path), 0.5, workers="tcp://127.0.0.1:9")
 
 
 def test_dense_text_is_refused_with_what_works(tmp_path, address):

@@ -44,6 +44,8 @@ _AHEAD = 2
 _ALIKE = ("sash", "numpy", "scipy", "numba", "torch")
 """Packages whose versions decide the last bits."""
 _LARGE_GRAPH = "distributed.admin.large-graph-warning-threshold"
+_MESSAGES_KEPT = "distributed.admin.low-level-log-length"
+"""A thousand unless said otherwise: vectors of below 1 MB that were sent would stay, pass after pass."""
 _AGAIN = "What is done is noted; the same call goes on from there."
 _ANEW = "Start others and call again; what was written by then stays."
 _TOLD = "Start one with: dask scheduler; and workers with: dask worker tcp://HOST:8786 --nthreads 1."
@@ -102,11 +104,13 @@ def connected(address: str) -> Iterator[Cluster]:
 @contextmanager
 def _client(address: str) -> Iterator[Any]:
     try:
+        from dask import config
         from distributed import Client
     except ImportError:
         raise InputError(f"workers={address!r} needs dask, which is not installed: pip install 'sash[arrays]'.") from None
     try:
-        client = Client(address, timeout=CONNECT_S, set_as_default=False)
+        with config.set({_MESSAGES_KEPT: 0}):
+            client = Client(address, timeout=CONNECT_S, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
         raise InputError(f"no Dask scheduler answers at {address} within {CONNECT_S:g} s ({_short(error)}). {_TOLD}") from error
     with client:

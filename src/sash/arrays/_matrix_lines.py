@@ -81,7 +81,7 @@ def _look(text, indices, words, classes, following, ends):
 
 
 def line_ends(text: bytes | bytearray) -> int:
-    """How many there are: numpy tells in a tenth of the time that `bytes.count` takes for short lines."""
+    """How many there are: numpy tells in a quarter of the time that `bytes.count` takes where lines are short."""
     letters = np.frombuffer(text, np.uint8)
     return sum(int(np.count_nonzero(letters[first : first + _CACHED] == 10)) for first in range(0, letters.size, _CACHED))
 

@@ -6,9 +6,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from functools import partial
 from math import ceil, inf
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +15,12 @@ from typing import Any, Literal
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from sash.arrays._cluster import Seats, connected
+from sash.arrays._cluster import Seats
 from sash.arrays._journal import Journal
 from sash.arrays._loadings import Kept
 from sash.arrays._matrix import Matrix
 from sash.arrays._matrix_names import Names
-from sash.arrays._pca_apart import check_apart, check_filed, rarity_apart
+from sash.arrays._pca_apart import placed
 from sash.arrays._pca_choose import choose
 from sash.arrays._pca_estimate import ComponentsEstimate, estimated_of
 from sash.arrays._pca_methods import Task, centred_of, chunks, found_by
@@ -32,8 +31,8 @@ from sash.arrays._pca_ways import CHUNK, STARTING_BYTES, Asked, Way, without_tim
 from sash.arrays._rates import array_rates
 from sash.arrays._reduced_filed import forget, free_bytes
 from sash.arrays._running import MAPPED_FROM, Options, showing
-from sash.arrays._sweep_apart import Lanes, lanes_at
-from sash.arrays._weights import Weighted, Weights, rarity
+from sash.arrays._sweep_apart import Lanes
+from sash.arrays._weights import Weighted, Weights
 from sash.errors import DoesNotFit, InputError, SashError
 from sash.heap import blocks_given_back
 from sash.units import format_shape
@@ -103,31 +102,27 @@ def pca(
     options = Options(budget, workers, overwrite, restart, progress)
     _check(components, variance, tolerance, method, seed)
     kept = _kept(loadings, loadings_above)
-    if options.address is not None:
-        check_filed(source, options.address)
     with ExitStack() as now:
         now.enter_context(blocks_given_back(MAPPED_FROM))
-        cluster = None if options.address is None else now.enter_context(connected(options.address))
-        seats = Seats(options.most_workers) if cluster is None else cluster.seats
+        place = now.enter_context(placed(options, source, out))
+        seats = place.seats
         scratch = now.enter_context(_scratch(out, plan_only))
 
         told: list[ComponentsEstimate] = []
 
         def planned(matrix: Matrix) -> tuple[Asked, Way, PcaPlan]:
-            if cluster is not None:
-                check_apart(cluster, source, matrix, out)
+            place.check(matrix)
             asked = _asked(matrix, components, variance, tolerance, out is not None, kept, scratch, seats.apart)
             if variance is None or method != "auto":
                 return asked, *_planned(matrix, asked, options, seats, method)
-            with nullcontext() if cluster is None else lanes_at(cluster, matrix, "the estimate") as apart:
+            with place.lanes(matrix, "the estimate") as apart:
                 return _of_share(matrix, asked, options, seats, scale, seed, told, apart)
 
-        counted = rarity if cluster is None else partial(rarity_apart, cluster, source, out)
-        reading = source, options.budget_bytes, scratch, weights, planned, now, names, options.progress, cluster is not None, counted
-        matrix, (asked, way, plan) = opened_within(*reading)
+        reading = source, options.budget_bytes, scratch, weights, planned, now, names, options.progress
+        matrix, (asked, way, plan) = opened_within(*reading, filed=place.cluster is not None, counted=place.counted)
         if plan_only:
             return plan
-        apart = None if cluster is None else now.enter_context(lanes_at(cluster, matrix, plan.operation))
+        apart = now.enter_context(place.lanes(matrix, plan.operation))
         share = now.enter_context(showing(options.progress, f"{plan.operation}, {way.method}", 100 << 20))
         job = Task(matrix, asked, way, scale, seed, asked.here(way.workers), lambda part: share(part * (100 << 20)), scratch, apart)
         facts: dict[str, Any] = {"weights": weights, "scale": scale, "loadings": loadings, "loadings_above": kept.above}

@@ -15,8 +15,7 @@ import json
 import shutil
 import tempfile
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
 from time import perf_counter
@@ -31,14 +30,16 @@ from sash.arrays._cluster import Seats
 from sash.arrays._krylov import State, largest, space_bytes
 from sash.arrays._matrix import Matrix
 from sash.arrays._moments import LANE_BYTES, moments
+from sash.arrays._pca_apart import placed
 from sash.arrays._pca_open import opened_within
 from sash.arrays._pca_ways import BLOCK, STARTING_BYTES, seconds, sent_bytes
 from sash.arrays._rates import array_rates
-from sash.arrays._running import Options, does_not_fit
+from sash.arrays._running import MAPPED_FROM, Options, does_not_fit
 from sash.arrays._sweep import Sweep
 from sash.arrays._sweep_apart import Lanes
 from sash.arrays._weights import Weights
 from sash.errors import DoesNotFit, InputError
+from sash.heap import blocks_given_back
 from sash.units import format_seconds
 
 PROBES = 16
@@ -86,11 +87,14 @@ def estimate_components(
     weights: Weights = "counts",
     scale: bool = False,
     seed: int = 0,
-    workers: int | None = None,
+    workers: int | str | None = None,
 ) -> ComponentsEstimate:
     """How many principal components explain a share of the variance, about, with bounds: `pca` finds the exact number.
 
-    `source`, `weights` and `scale` as for `pca`. Raises `InputError` for a share that is none, `DoesNotFit` with the least budget.
+    `source`, `weights` and `scale` as for `pca`, and `workers`: with the address of a Dask scheduler, as "tcp://host:8786", its workers
+    read the file themselves, `budget` bounds what they and this process hold together, and the estimate has the bits of as many threads
+    that read the file. A text is put in order first, in the folder for temporary files, which all have to see then.
+    Raises `InputError` for a share that is none, `DoesNotFit` with the least budget.
     """
     began, options = perf_counter(), Options(budget, workers)
     if not (isinstance(variance, (int, float, np.number)) and 0 < variance <= 1):
@@ -98,8 +102,16 @@ def estimate_components(
     folder = Path(tempfile.mkdtemp(prefix="sash-"))
     with ExitStack() as now:
         now.callback(shutil.rmtree, folder, ignore_errors=True)
-        planned = partial(_planned, budget=options.budget_bytes, seats=Seats(options.most_workers))
-        matrix, (sweep, held) = opened_within(source, options.budget_bytes, folder, weights, planned, now)
+        now.enter_context(blocks_given_back(MAPPED_FROM))
+        place = now.enter_context(placed(options, source, None))
+
+        def planned(matrix: Matrix) -> tuple[Sweep, bool]:
+            place.check(matrix)
+            return _planned(matrix, options.budget_bytes, place.seats)
+
+        reading = source, options.budget_bytes, folder, weights, planned, now
+        matrix, (sweep, held) = opened_within(*reading, filed=place.cluster is not None, counted=place.counted)
+        sweep = replace(sweep, apart=now.enter_context(place.lanes(matrix, "the estimate")))
         return _estimated(matrix, sweep, held, float(variance), scale, seed, began)
 
 
@@ -111,17 +123,17 @@ def estimated_of(
     if matrix.shape[0] < 2 or seconds(matrix, pairs, 0.0, 0.0, seats.threads, array_rates(), seats.threads) > worth_s:
         return None
     try:
-        sweep, held = _planned(matrix, budget, seats, apart)
+        sweep, held = _planned(matrix, budget, seats)
     except DoesNotFit:
         return None
-    return _estimated(matrix, sweep, held, variance, scale, seed, perf_counter())
+    return _estimated(matrix, replace(sweep, apart=apart), held, variance, scale, seed, perf_counter())
 
 
-def _planned(matrix: Matrix, budget: int, seats: Seats, apart: Lanes | None = None) -> tuple[Sweep, bool]:
+def _planned(matrix: Matrix, budget: int, seats: Seats) -> tuple[Sweep, bool]:
     """A pass over the matrix, and whether it is held in memory with its transpose; raises `DoesNotFit`."""
     rows, columns = matrix.shape
     side, threads = min(rows, columns), seats.threads
-    sweep = Sweep(matrix, threads, 1 << 20, apart)
+    sweep = Sweep(matrix, threads, 1 << 20)
     reading = threads * (sweep.block_bytes + (0 if matrix.sparse else 16 * sweep.block_rows * columns))
     working = max(space_bytes(side, min(_MOST, side), BLOCK), 8 * 6 * PROBES * side) + 8 * PROBES * (threads + 3) * columns + 8 * TOP * side
     working += sent_bytes(matrix, seats.apart, threads, PROBES, rows)
@@ -129,7 +141,7 @@ def _planned(matrix: Matrix, budget: int, seats: Seats, apart: Lanes | None = No
     fixed += max(threads * LANE_BYTES * columns, working)
     if fixed > budget:
         raise does_not_fit("the estimate", fixed, budget, False)
-    return sweep, matrix.sparse and not apart and fixed + 20 * matrix.nnz + matrix.block_bytes(0, rows) <= budget
+    return sweep, matrix.sparse and not seats.apart and fixed + 20 * matrix.nnz + matrix.block_bytes(0, rows) <= budget
 
 
 def _estimated(matrix: Matrix, sweep: Sweep, held: bool, share: float, scale: bool, seed: int, began: float) -> ComponentsEstimate:

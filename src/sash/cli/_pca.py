@@ -36,7 +36,10 @@ Model = Annotated[
     Path | None, typer.Option("--model", help="A folder of components that were found: write scores of the matrix's rows along them, .npy.")
 ]
 Html = Annotated[Path | None, typer.Option("--html", help="Write a report, one page that opens offline: scree plot and terms.")]
-Estimate = Annotated[bool, typer.Option("--estimate", help="Print about how many components --variance takes, with bounds; find none.")]
+Estimate = Annotated[
+    bool,
+    typer.Option("--estimate", help="Print about how many components --variance takes, with bounds, on a Dask cluster too; find none."),
+]
 
 
 @guarded
