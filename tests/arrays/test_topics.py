@@ -130,12 +130,6 @@ def test_the_least_budget_that_is_told_runs_and_less_is_refused():
         (r"row 0 has 0\.5 in column \d+; a topic model draws words", SPARSE * 0.5, {}),
         ("row 0 has -1 in column", SPARSE * -1, {}),
         ("tfidf are none that can be drawn: give the counts", SPARSE, {"weights": "tfidf"}),
-        (
-            r"workers is 'tcp://127\.0\.0\.1:9'; topics are learnt from one batch .* leave `workers` out",
-            SPARSE,
-            {"workers": "tcp://127.0.0.1:9"},
-        ),
-        ("workers is 2; topics are learnt from one batch of rows after the other", SPARSE, {"workers": 2}),
         ("topics is 0; give a whole number from 1 on", SPARSE, {"topics": 0}),
         ("top is 1; give a whole number from 2 on", SPARSE, {"top": 1}),
         ("held_out is 1; give a share", SPARSE, {"held_out": 1}),

@@ -56,7 +56,6 @@ def topics(
     top: int = 10,
     batch_rows: int | None = None,
     seed: int = 0,
-    workers: int | str | None = None,
     overwrite: bool = False,
     restart: bool = False,
     progress: bool | None = None,
@@ -69,15 +68,14 @@ def topics(
     from: half of their words, drawn by `seed`, are foretold from the other half. Coherence is of the `top` likeliest terms of a topic,
     over all rows. With `out`, a .zarr folder, the arrays `topics` (topics, columns), `documents` (rows, topics) and, where there are
     any, `names` are written there, and otherwise returned; the same seed gives the same numbers. What was learnt is kept beside the folder
-    after every pass: the same call goes on with an interrupted run, and `restart` begins it anew. Batches are learnt one after the
-    other, each from what the one before has left: `workers` is 1, and others are refused.
+    after every pass: the same call goes on with an interrupted run, and `restart` begins it anew.
 
     What is held stays within `budget`; `plan_only` tells it without running. Raises `InputError` for numbers that are no counts,
     `DoesNotFit` where the budget is too small.
     Source: M. Hoffman, D. Blei, F. Bach, Online Learning for Latent Dirichlet Allocation, NIPS 2010.
     """
     begun = time.perf_counter()
-    _check(topics, weights, passes, held_out, top, workers)
+    _check(topics, weights, passes, held_out, top)
     limit = parse_bytes(budget)
     with ExitStack() as stack:
         target = None if out is None else _target(Path(out), overwrite)
@@ -281,7 +279,7 @@ def _told(
     )
 
 
-def _check(topics: int, weights: str, passes: int, held_out: float, top: int, workers: int | str | None) -> None:
+def _check(topics: int, weights: str, passes: int, held_out: float, top: int) -> None:
     for name, value, least in (("topics", topics, 1), ("passes", passes, 1), ("top", top, 2)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
             raise InputError(f"{name} is {value!r}; give a whole number from {least} on.")
@@ -289,11 +287,6 @@ def _check(topics: int, weights: str, passes: int, held_out: float, top: int, wo
         raise InputError(f"held_out is {held_out!r}; give a share of the rows, from 0 to less than 1.")
     if weights != "counts":
         raise InputError(f"weights are {weights!r}; a topic model draws words, and {weights} are none that can be drawn: give the counts.")
-    if workers not in (None, 1):
-        raise InputError(
-            f"workers is {workers!r}; topics are learnt from one batch of rows after the other, each from what the one before has left, so "
-            "that other workers would wait: leave `workers` out. What a cluster shares is sash.arrays.pca, which takes an address."
-        )
     _sklearn()
 
 

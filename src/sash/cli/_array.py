@@ -16,19 +16,12 @@ In = Annotated[Path, typer.Argument(help="The file to read: .npy, .zarr, .tif, .
 Out = Annotated[
     Path, typer.Argument(help="The file to write, of one of these kinds. It appears when it is whole; the same command goes on.")
 ]
-
-
-def threads_or_address(text: str | None) -> int | str | None:
-    """A number of threads where it is one, and else what was said."""
-    return int(text) if text is not None and text.strip().isdecimal() else text
-
-
 ArrayBudget = Annotated[str, typer.Option("--budget", "-b", help="Bytes to keep within, as '2 GiB'.")]
 Workers = Annotated[
     str | None,
     typer.Option(
         "--workers",
-        callback=threads_or_address,
+        callback=lambda text: int(text) if text is not None and text.strip().isdecimal() else text,
         help="Tasks side by side, as many as there are processors unless said; or a Dask scheduler, as tcp://127.0.0.1:8786.",
     ),
 ]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sash.cli._array import ArrayBudget, Overwrite, PlanOnly, Restart, threads_or_address
+from sash.cli._array import ArrayBudget, Overwrite, PlanOnly, Restart
 from sash.cli._show import check_writable, guarded, say, show, show_json
 from sash.cli._workload import Debug, Json
 
@@ -22,8 +22,6 @@ HeldOut = Annotated[float, typer.Option("--held-out", help="Share of the rows th
 Top = Annotated[int, typer.Option("--top", help="Terms of a topic that are told, and whose coherence is.")]
 Seed = Annotated[int, typer.Option("--seed", help="The same seed gives the same topics.")]
 Weights = Annotated[str, typer.Option("--weights", help="counts; others are refused, and it is said why.")]
-# Hidden, as there is nothing to choose: it is there to say why.
-Workers = Annotated[str | None, typer.Option("--workers", callback=threads_or_address, hidden=True)]
 Html = Annotated[Path | None, typer.Option("--html", help="Write a report, one page that opens offline.")]
 
 
@@ -39,7 +37,6 @@ def topics(
     seed: Seed = 0,
     weights: Weights = "counts",
     budget: ArrayBudget = "512 MiB",
-    workers: Workers = None,
     html: Html = None,
     overwrite: Overwrite = False,
     restart: Restart = False,
@@ -64,7 +61,6 @@ def topics(
         top=top,
         seed=seed,
         weights=weights,
-        workers=workers,
         budget=budget,
         overwrite=overwrite,
         restart=restart,
