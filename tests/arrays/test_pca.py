@@ -1,6 +1,7 @@
 """Principal components against dense float64 decompositions and scikit-learn, over spectra that are hard, and what is refused."""
 
 import json
+import os
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -286,18 +287,19 @@ def test_an_early_estimate_decides_how_a_share_is_found(monkeypatch):
     assert least < supposed.peak_bytes
 
 
+class Told(Matrix):
+    """Ten million rows by half a million columns, a hundred numbers a row, of which nothing is there."""
+
+    shape, nnz, file_bytes, filed = (10_000_000, 500_000), 1_000_000_000, 12_000_000_000, True
+
+    def row_nnz(self):
+        return np.broadcast_to(np.int64(100), (self.shape[0],))
+
+    def block_bytes(self, start, stop):
+        return 12 * 100 * (stop - start)
+
+
 def test_a_thousand_million_numbers_have_a_plan_within_four_gibibytes(tmp_path):
-    class Told(Matrix):
-        """Ten million rows by half a million columns, a hundred numbers a row, of which nothing is there."""
-
-        shape, nnz, file_bytes, filed = (10_000_000, 500_000), 1_000_000_000, 12_000_000_000, True
-
-        def row_nnz(self):
-            return np.broadcast_to(np.int64(100), (self.shape[0],))
-
-        def block_bytes(self, start, stop):
-            return 12 * 100 * (stop - start)
-
     plan = pca(Told(), 50, budget="4 GiB", workers=2, out=tmp_path / "out.zarr", plan_only=True)
     assert plan.method == "krylov"
     assert plan.peak_bytes <= 4 << 30
@@ -305,6 +307,17 @@ def test_a_thousand_million_numbers_have_a_plan_within_four_gibibytes(tmp_path):
     few = pca(Told(), 50, budget="4 GiB", workers=2, out=tmp_path / "out.zarr", method="nystrom", plan_only=True)
     assert few.peak_bytes <= 4 << 30
     assert few.passes == 6 < plan.passes / 4
+
+
+def test_a_file_that_waits_for_the_disk_is_read_fewer_times(tmp_path, monkeypatch):
+    found = {}
+    for memory in (16 * Told.file_bytes, 2 * Told.file_bytes):
+        monkeypatch.setattr(os, "sysconf", lambda name, memory=memory: memory // 4096 if name == "SC_PHYS_PAGES" else 4096)
+        found[memory] = pca(Told(), 50, budget="6 GiB", workers=2, out=tmp_path / "out.zarr", method="krylov", plan_only=True)
+    kept, waiting = found.values()
+    assert waiting.passes < 0.7 * kept.passes
+    assert waiting.peak_bytes > kept.peak_bytes
+    assert waiting.wall_s > kept.wall_s
 
 
 def test_rates_decide_which_way_is_taken(monkeypatch):

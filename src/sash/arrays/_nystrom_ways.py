@@ -8,7 +8,7 @@ from itertools import product
 from sash.arrays._matrix import Matrix
 from sash.arrays._nystrom import RUNS, rows_at_once
 from sash.arrays._pca_passes import MEANS
-from sash.arrays._pca_ways import CHUNK, NARROW, Asked, Way, finishing_bytes, fixed_bytes, portions_of, seconds, sent_bytes
+from sash.arrays._pca_ways import CHUNK, NARROW, Asked, Way, file_s, finishing_bytes, fixed_bytes, portions_of, seconds, sent_bytes
 from sash.arrays._rates import ArrayRates
 from sash.arrays._running import fewer
 from sash.arrays._sweep import Sweep
@@ -60,7 +60,7 @@ def _way(
     passes = MEANS + _later(asked.apart, count, chunk)
     met = 2 * matrix.nnz * (width + width + (0 if chunk >= count else count))
     flops = 14.0 * columns * width**2 + (rows + 2.0 * columns) * width * (width + count) + 30.0 * width**3
-    wall_s = seconds(matrix, met, flops, passes * matrix.file_bytes * rates["matrix.byte_s"], threads, rates, here)
+    wall_s = seconds(matrix, met, flops, file_s(matrix, passes, threads), threads, rates, here)
     return Way("nystrom", threads, stored, False, 0, width, chunk, width, fixed + small + max(first, later), wall_s, passes=passes)
 
 
