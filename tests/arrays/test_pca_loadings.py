@@ -85,7 +85,7 @@ def test_a_run_that_was_ended_while_it_wrote_goes_on_to_the_same_bits(tmp_path, 
     matrix = texts()
     monkeypatch.setattr(_pca_ways, "CHUNK", 32)
     monkeypatch.setattr(_loadings, "_TOGETHER", 4 * 420 * 16)
-    monkeypatch.setattr(_loadings, "_CHUNK_BYTES", 1 << 10)
+    monkeypatch.setattr(_loadings, "CHUNK_BYTES", 1 << 10)
     words = {"variance": 0.95, "method": "gram", "workers": 2, "loadings_above": ABOVE}
     whole = pca(matrix, out=tmp_path / "whole.zarr", **words)
     out, some, left = tmp_path / "again.zarr", _loadings.FiledRows._some, iter((10, 15, 3))

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import scipy.sparse
+from tests.arrays.test_pca import exact
 
 from sash.arrays import _nystrom_ways, _pca_methods, pca
 from sash.errors import DoesNotFit, InputError
@@ -24,18 +25,6 @@ def low_rank(shape, rank, kind, seed=0):
     kinds = random.poisson(0.3, (rank, shape[1])).astype(float)
     kinds[:, :3] = 0
     return scipy.sparse.csr_array(kinds[random.integers(rank, size=shape[0])] * random.integers(1, 4, (shape[0], 1)))
-
-
-def exact(matrix, scale=False):
-    """Left vectors, singular values and right vectors of the dense centred matrix, the largest loading positive."""
-    dense = matrix.toarray() if scipy.sparse.issparse(matrix) else np.asarray(matrix, float)
-    centred = dense - dense.mean(axis=0)
-    if scale:
-        spread = dense.std(axis=0, ddof=1)
-        centred /= np.where(spread > 0, spread, 1)
-    left, values, right = np.linalg.svd(centred, full_matrices=False)
-    signs = np.sign(right[np.arange(len(right)), np.abs(right).argmax(axis=1)])
-    return left * signs, values, right * signs[:, None]
 
 
 def spectrum(values, rows=150, columns=220, seed=0, offset=0.0):

@@ -52,6 +52,12 @@ def least(matrix, *given, **words):
     return caught.value.least_bytes
 
 
+def in_chunks(monkeypatch, ways, size):
+    """So many components are made and written at once."""
+    for name in ("CHUNK", "NARROW"):
+        monkeypatch.setattr(ways, name, size)
+
+
 SHAPES = pytest.mark.parametrize("shape", [(700, 90), (90, 700)])
 KINDS = pytest.mark.parametrize("kind", ["sparse", "dense"])
 
@@ -61,8 +67,7 @@ KINDS = pytest.mark.parametrize("kind", ["sparse", "dense"])
 @pytest.mark.parametrize("budget", ["least", "1 GiB"])
 @pytest.mark.parametrize("chunk", [4, 256])
 def test_of_a_gram_matrix_a_plan_counts_every_block(monkeypatch, shape, kind, budget, chunk):
-    for name in ("CHUNK", "NARROW"):
-        monkeypatch.setattr(_pca_ways, name, chunk)
+    in_chunks(monkeypatch, _pca_ways, chunk)
     matrix, words = counted(shape, kind), {"method": "gram", "workers": 2}
     budget = least(matrix, 10, **words) if budget == "least" else budget
     plan, read = run(matrix, 10, budget=budget, **words)
@@ -85,8 +90,7 @@ def test_of_a_gram_matrix_on_disk_a_plan_counts_every_strip(shape):
 @KINDS
 @pytest.mark.parametrize("chunk", [4, 256])
 def test_nystrom_reads_once_and_once_more_for_each_chunk(monkeypatch, shape, kind, chunk):
-    for name in ("CHUNK", "NARROW"):
-        monkeypatch.setattr(_nystrom_ways, name, chunk)
+    in_chunks(monkeypatch, _nystrom_ways, chunk)
     matrix = counted(shape, kind)
     for scale in (False, True):
         plan, read = run(matrix, 10, method="nystrom", scale=scale, workers=2)
@@ -108,8 +112,7 @@ def test_what_is_held_is_read_twice(shape):
 @KINDS
 @pytest.mark.parametrize("chunk", [4, 256])
 def test_krylov_is_foreseen_within_a_factor_of_two(monkeypatch, shape, kind, chunk):
-    for name in ("CHUNK", "NARROW"):
-        monkeypatch.setattr(_pca_ways, name, chunk)
+    in_chunks(monkeypatch, _pca_ways, chunk)
     matrix, ways = counted(shape, kind), _pca_choose.ways
     monkeypatch.setattr(_pca_choose, "ways", lambda *given: (way for way in ways(*given) if not way.held))
     for count in (3, 20):

@@ -12,7 +12,8 @@ from numba import njit
 
 _TOGETHER = 8 << 20
 """Bytes of loadings that are made ready and written at once, where one component has fewer."""
-_CHUNK_BYTES = 2 << 20
+CHUNK_BYTES = 2 << 20
+"""Of a chunk of components or scores in a folder."""
 _WORDS = np.iinfo(np.int32).max
 
 
@@ -74,17 +75,16 @@ class FiledRows:
     def __init__(self, kept: Kept, group: Any, columns: int) -> None:
         self._kept, self._group, self._columns = kept, group, columns
 
-    @classmethod
-    def begin(cls, kept: Kept, parent: Any, columns: int, count: int) -> FiledRows:
-        """With no rows yet."""
+    @staticmethod
+    def begin(kept: Kept, parent: Any, columns: int, count: int) -> None:
+        """Make the group, with no rows yet."""
         attributes = {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [count, columns]}
         group = parent.create_group("loadings", overwrite=True, attributes=attributes)
         most = max(kept.most(columns) * count, 1)
         for name, dtype in (("data", kept.dtype), ("indices", _index(columns, 0))):
-            chunk = min(_CHUNK_BYTES // dtype.itemsize, most)
+            chunk = min(CHUNK_BYTES // dtype.itemsize, most)
             group.create_array(name, shape=(0,), dtype=dtype, chunks=(chunk,), compressors=None)
         group.create_array("indptr", shape=(count + 1,), dtype=np.int64, chunks=(count + 1,), compressors=None)
-        return cls(kept, group, columns)
 
     def put(self, start: int, loadings: np.ndarray) -> np.ndarray:
         """Components from `start` on, in columns; the length of what is left out of each."""
@@ -135,6 +135,11 @@ class StoredLoadings:
         own = slice(int(pointers[0]), int(pointers[-1]))
         parts = self._group["data"][own], self._group["indices"][own], pointers - pointers[0]
         return scipy.sparse.csr_array(parts, shape=(stop - start, self.shape[1]))
+
+
+def is_sparse(components: Any) -> bool:
+    """Whether only the largest loadings are kept, in memory or in a folder."""
+    return isinstance(components, StoredLoadings) or scipy.sparse.issparse(components)
 
 
 def dense_loadings(components: Any) -> np.ndarray:

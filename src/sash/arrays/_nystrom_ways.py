@@ -7,7 +7,7 @@ from itertools import product
 
 from sash.arrays._matrix import Matrix
 from sash.arrays._nystrom import RUNS, rows_at_once
-from sash.arrays._pca_passes import MEANS
+from sash.arrays._pca_passes import of_nystrom
 from sash.arrays._pca_ways import CHUNK, NARROW, Asked, Way, file_s, finishing_bytes, fixed_bytes, portions_of, seconds, sent_bytes
 from sash.arrays._rates import ArrayRates
 from sash.arrays._running import fewer
@@ -57,14 +57,8 @@ def _way(
         gram = 2 * vectors + 2 * 8 * threads * rows_at_once(width) * width + reading + sent_bytes(matrix, asked.apart, threads, width, 0)
         own = vectors + finishing_bytes(matrix, threads, reading, chunk, False) + sent_bytes(matrix, asked.apart, threads, chunk, rows)
         later = max(gram, own)
-    passes = MEANS + _later(asked.apart, count, chunk)
+    passes = of_nystrom(asked.apart, count, chunk)
     met = 2 * matrix.nnz * (width + width + (0 if chunk >= count else count))
     flops = 14.0 * columns * width**2 + (rows + 2.0 * columns) * width * (width + count) + 30.0 * width**3
     wall_s = seconds(matrix, met, flops, file_s(matrix, passes, threads), threads, rates, here)
     return Way("nystrom", threads, stored, False, 0, width, chunk, width, fixed + small + max(first, later), wall_s, passes=passes)
-
-
-def _later(apart: int, count: int, chunk: int) -> int:
-    """Passes after the first: vectors are those of columns, whichever side is smaller."""
-    each = 2 if apart else 1
-    return each if chunk >= count else 1 + each * -(-count // chunk)

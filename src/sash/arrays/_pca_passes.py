@@ -35,6 +35,12 @@ def of_randqb(matrix: Matrix, count: int) -> int:
     return ceil(count / BLOCK) * (POWERS * (2 if matrix.shape[0] < matrix.shape[1] else 1) + 1)
 
 
+def of_nystrom(apart: int, count: int, chunk: int) -> int:
+    """With means among them: vectors are those of columns, whichever side is smaller, and at once or after one more that finds them."""
+    each = 2 if apart else 1
+    return MEANS + (each if chunk >= count else 1 + each * ceil(count / chunk))
+
+
 def of_gram(matrix: Matrix, gram: Gram, filed: Sizes | None) -> float:
     """For a Gram matrix: of rows each block, or strip, meets those that come after it."""
     if not gram.of_rows:

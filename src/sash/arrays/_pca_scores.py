@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse
 
-from sash.arrays._loadings import StoredLoadings, dense_loadings
+from sash.arrays._loadings import CHUNK_BYTES, dense_loadings, is_sparse
 from sash.arrays._matrix import Matrix, check_finite
 from sash.arrays._matrix_open import open_matrix
 from sash.arrays._pca_ways import STARTING_BYTES
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 _WIDTHS = (256, 64, 16, 4, 1)
 """Components at once."""
-_SEGMENT = 2 << 20
-"""Bytes of components that are read at once from a folder, where they lie in such chunks."""
 _CALL = 1 << 20
 """Bytes that are read in the time of a call that reads none."""
 _LEAST = 1 << 14
@@ -153,7 +151,7 @@ def _together(components: Any) -> int:
 def _segment(components: Any, width: int) -> int:
     """Columns that are read at once: whole chunks, where there are some."""
     chunk = components.chunks[1] if hasattr(components, "chunks") else 1
-    whole = max(_SEGMENT // (8 * max(width, _together(components)) * chunk), 1) * chunk
+    whole = max(CHUNK_BYTES // (8 * max(width, _together(components)) * chunk), 1) * chunk
     return min(whole, components.shape[1])
 
 
@@ -177,7 +175,7 @@ class _Part:
         """Those from the first to before the last."""
         columns = len(model.mean)
         vectors = np.empty((columns, stop - start))
-        if isinstance(model.components, StoredLoadings) or scipy.sparse.issparse(model.components):
+        if is_sparse(model.components):
             own = model.components[start:stop]
             for place in range(stop - start):
                 vectors[:, place] = dense_loadings(own[place])
@@ -192,9 +190,9 @@ class _Part:
     def held_bytes(model: PCA, width: int) -> int:
         """Of so many, while they are made."""
         columns = len(model.mean)
-        if isinstance(model.components, StoredLoadings) or scipy.sparse.issparse(model.components):
+        if is_sparse(model.components):
             # The sparse ones, at most as many as there are numbers, and one of them dense.
-            return 8 * columns * (width + 1) + 12 * columns * width + _SEGMENT
+            return 8 * columns * (width + 1) + 12 * columns * width + CHUNK_BYTES
         step = _segment(model.components, width)
         # A segment is read, decoded and turned round; its chunks hold more components, perhaps.
         return 8 * columns * width + 3 * 8 * step * max(width, _together(model.components))

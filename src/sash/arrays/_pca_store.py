@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from sash.arrays._loadings import FiledRows, HeldRows, Kept, StoredLoadings
+from sash.arrays._loadings import CHUNK_BYTES, FiledRows, HeldRows, Kept, StoredLoadings
 from sash.arrays._store_sink import Target, sync
 from sash.arrays._store_source import needs
 from sash.errors import InputError
 
-_CHUNK_BYTES = 2 << 20
 _WRITING_BYTES = 1 << 20
 """What zarr makes of objects, and its threads."""
 _TOGETHER = 10
@@ -79,7 +78,7 @@ class Folder:
         again = "scores" in group and group["scores"].shape == (rows, count)
         self._bytes = 8 * rows * count + self._kept.filed_bytes(columns, count)
         if not again:
-            long = max(_CHUNK_BYTES // (8 * chunk), 1)
+            long = max(CHUNK_BYTES // (8 * chunk), 1)
             with self.target.room(self._bytes):
                 words: dict[str, Any] = {"compressors": None, "overwrite": True}
                 if self._kept.above is not None:
@@ -118,7 +117,7 @@ class Folder:
 
 def writing_bytes(longest: int, chunk: int) -> int:
     """What zarr takes while it writes so many components: chunks of them at once, as they are and encoded."""
-    return _WRITING_BYTES + 2 * min(8 * longest * chunk, _TOGETHER * _CHUNK_BYTES)
+    return _WRITING_BYTES + 2 * min(8 * longest * chunk, _TOGETHER * CHUNK_BYTES)
 
 
 def _zarr(out: Path) -> Any:
