@@ -89,9 +89,12 @@ def test_a_model_scores_rows_of_another_file(sash, folder):
     for wrong, told in (
         (("--model", "model.zarr"), "say where, as --out scores.npy"),
         (("--model", "model.zarr", "--out", "s.npy", "-k", "3"), "--components finds others"),
+        (("--model", "model.zarr", "--out", "s.npy", "--plan"), "which has no plan"),
+        (("--model", "model.zarr", "--out", "s.npy", "--estimate"), "which has no estimate"),
         (("--model", "docs.mtx", "--out", "s.npy"), "give one that pca wrote"),
         (("--model", "model.zarr", "--out", "scores.npy"), "is there already"),
     ):
         result = sash("pca", "other.mtx", *wrong)
         assert result.exit_code == 2
         assert told in result.stderr
+    assert not (folder / "s.npy").exists()

@@ -82,6 +82,8 @@ def pca(
         asked = {"--components": components, "--variance": variance, "--html": html}
         if wrong := [name for name, value in asked.items() if value is not None]:
             raise InputError(f"--model scores rows along components that were found; {wrong[0]} finds others: leave one of them away.")
+        if plan_only or estimate:
+            raise InputError(f"--model scores rows, which has no {'plan' if plan_only else 'estimate'}: leave one of them away.")
         if out is None:
             raise InputError("--model writes scores of rows: say where, as --out scores.npy.")
         found, ways = arrays.PCA.open(model), dict[str, Any](budget=budget, workers=workers, overwrite=overwrite, progress=None)
